@@ -1,0 +1,151 @@
+//! Every limit, time-out and retry that is not configuration has its home here, with its unit last in its name.
+//! What an operator may change is in `node::config`, whose defaults are these.
+
+use std::time::Duration;
+
+/// The largest frame (one request, answer or lane batch) either side accepts, in octets without its length prefix.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The largest frame accepted from a client, in octets; a proxied request wraps it in a peer frame of at most [`FRAME_BYTES_MAX`].
+pub const CLIENT_FRAME_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// The largest application message (MLSMessage) a group accepts, in octets.
+pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The most certificates in a credential chain: client and user (the AS root is pinned, never sent along).
+pub const CHAIN_CERTIFICATES_MAX: usize = 2;
+
+/// The largest single certificate, in octets.
+pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
+
+/// The largest sealed client queue information, in octets.
+pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
+
+/// The most leaves in a group.
+pub const GROUP_LEAVES_MAX: usize = 5_000;
+
+/// The most proposals in one Commit.
+pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
+
+/// How many epochs back an application message may have been encrypted (R2).
+pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
+
+/// The most Welcome joiners whose past state a group keeps (S11).
+pub const PENDING_JOINERS_MAX: usize = 5_000;
+
+/// After how many log records a group's state is written anew as a snapshot.
+pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
+
+/// The groups held in memory at once, by count; the least recently used one goes first.
+pub const HOT_GROUPS_MAX: usize = 1_024;
+
+/// The KeyPackages a client may have published at once, the last-resort one not counted.
+pub const KEY_PACKAGES_PER_CLIENT_MAX: usize = 200;
+
+/// A KeyPackage that expires sooner than this is no longer handed out (R7).
+pub const KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(60 * 60);
+
+/// The most entries one fetch or push carries.
+pub const FETCH_ENTRIES_MAX: u32 = 256;
+
+/// The octets of MLSMessages after which a fetch or push ends early, so that it fits a frame.
+pub const FETCH_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// The sealed queue informations whose opened form is kept (opening costs an HPKE decapsulation).
+pub const OPENED_QUEUE_INFORMATION_MAX: usize = 65_536;
+
+/// The most frames in one lane batch to one peer, over all lanes.
+pub const LANE_BATCH_FRAMES_MAX: usize = 256;
+
+/// The octets of MLSMessages after which a lane batch is closed.
+pub const LANE_BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// The frames of a lane whose answers the receiver keeps, so that a repeat is answered as before. At least one batch.
+pub const LANE_ANSWERS_KEPT: u64 = 1_024;
+
+/// How far a request's issued_at may be from this node's clock, when it is not a repeat of a stored one.
+pub const REQUEST_TIME_WINDOW: Duration = Duration::from_secs(5 * 60);
+
+/// How long stored answers are kept: longer than [`REQUEST_TIME_WINDOW`] and than any client retries.
+pub const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The write jobs that may wait for the writer before submitters wait too.
+pub const WRITER_QUEUE_MAX: usize = 4_096;
+
+/// The most write jobs in one transaction.
+pub const WRITER_BATCH_MAX: usize = 256;
+
+/// The connections on which a database is read.
+pub const DATABASE_READERS: u32 = 4;
+
+/// Peer connections: the first retry after a failure comes after about this long.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+
+/// Peer connections: no retry waits longer than this.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// One connection attempt to one address, handshake and `hello` included.
+pub const DIAL_ADDRESS_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// One whole dial sequence to a peer: discovery, every target, every address.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One request to a peer on a connection that is up.
+pub const PEER_REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// One client request on the node, proxying included.
+pub const CLIENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long reading one request frame from an open stream may take.
+pub const FRAME_READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One DNS question.
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The most SRV records used of one answer.
+pub const SRV_RECORDS_MAX: usize = 16;
+
+/// The most addresses tried per SRV target.
+pub const TARGET_ADDRESSES_MAX: usize = 8;
+
+/// QUIC: an idle connection ends after this.
+pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// QUIC: how often an otherwise idle connection says that it is there.
+pub const CONNECTION_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// QUIC: requests at once on one peer connection.
+pub const PEER_STREAMS_MAX: u32 = 256;
+
+/// QUIC: requests at once on one client connection, subscriptions included.
+pub const CLIENT_STREAMS_MAX: u32 = 32;
+
+/// QUIC: octets in flight per stream and, times four, per connection.
+pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// QUIC: connections at once on one endpoint.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// QUIC: handshakes at once on one endpoint before address validation (Retry) is asked for.
+pub const HANDSHAKES_UNVALIDATED_MAX: usize = 128;
+
+/// The UDP socket buffers asked of the system, in octets each way.
+pub const UDP_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+
+/// How long a node waits for work in progress when it is told to stop.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an invitation token is valid.
+pub const INVITATION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long a user certificate and the client certificates under it are valid.
+pub const USER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long a domain's AS root and TLS CA are valid.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// How long a node's own TLS certificate is valid when `mimi-node certs issue` makes it.
+pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// Certificates begin this long before they are made, for peers whose clocks are behind.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
