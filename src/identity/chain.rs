@@ -172,13 +172,16 @@ impl AsRoots {
     /// When the longest-lived root of this name and key ends; an error unless one is valid `now`.
     fn validity_of(&self, subject: &[u8], public_key: &[u8], now: UnixMillis) -> Result<UnixMillis, ChainError> {
         let same = self.roots.iter().filter(|root| root.subject == subject && root.public_key == public_key);
-        let checked = same.map(|root| check_times(root.not_before, root.not_after, now).map(|()| root.not_after));
         // A root renewed with the same key counts as long as one of its certificates is valid.
-        checked.fold(Err(ChainError::UnknownIssuer), |best, next| match (best, next) {
-            (Ok(best), Ok(next)) => Ok(best.max(next)),
-            (Ok(best), Err(_)) => Ok(best),
-            (Err(_), next) => next,
-        })
+        let mut latest = None;
+        let mut refusal = ChainError::UnknownIssuer;
+        for root in same {
+            match check_times(root.not_before, root.not_after, now) {
+                Ok(()) => latest = latest.max(Some(root.not_after)),
+                Err(error) => refusal = error,
+            }
+        }
+        latest.ok_or(refusal)
     }
 }
 
