@@ -228,6 +228,10 @@ fn refuses_an_expired_certificate() {
     // The last second still counts.
     let leaf = world.client_with(|parameters| parameters.not_after = x509::date(NOW).expect("a date"));
     assert!(world.validate(&[leaf, world.user_certificate.clone()]).is_ok());
+    let user = world.user_with(|parameters| parameters.not_after = x509::date(NOW).expect("a date"));
+    assert!(validate_user_chain(std::slice::from_ref(&user), &world.roots, NOW.plus(Duration::from_millis(999))).is_ok());
+    let refused = validate_user_chain(&[user], &world.roots, NOW.plus(Duration::from_secs(1)));
+    assert_eq!(refused, Err(ChainError::Expired { not_after: NOW }));
 }
 
 #[test]
