@@ -103,7 +103,11 @@ fn check_adds_only(no_adds: bool, no_removes: bool) -> Result<(), Rejection> {
 }
 
 /// DS-049 (S9): remove_users removes all leaves of each user it touches, none of the committer's user, and adds nobody.
-fn check_removes_users(state: &GroupState, sender: &Authenticated, changes: &crate::mls::group::Changes) -> Result<(), Rejection> {
+fn check_removes_users(
+    state: &GroupState,
+    sender: &Authenticated,
+    changes: &crate::mls::group::Changes,
+) -> Result<(), Rejection> {
     let refused = || Rejection::from(ErrorCode::InvalidCommit);
     if !changes.added.is_empty() || changes.removed.is_empty() {
         return Err(refused());
@@ -128,10 +132,8 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         let config = key_package.queue_config.as_ref().ok_or(ErrorCode::InvalidQueueConfig)?;
         let queue = queue_of(&identity.client, config)?;
         // DS-024: a client has one leaf.
-        let taken = state
-            .members
-            .iter()
-            .any(|(leaf, member)| member.client == identity.client && !changes.removed.contains(leaf));
+        let taken =
+            state.members.iter().any(|(leaf, member)| member.client == identity.client && !changes.removed.contains(leaf));
         if taken || !clients.insert(identity.client.to_string()) {
             return Err(ErrorCode::InvalidCommit.into());
         }
@@ -184,8 +186,7 @@ fn outcome(
 ) -> Result<Accepted, Refusal> {
     let changes = &staged.changes;
     let commit_hash = sha256(&update.commit);
-    let receipt =
-        ReceiptContent { group_id: state.uri.to_bytes().into(), epoch: staged.epoch, commit_hash }.sign(hub.key);
+    let receipt = ReceiptContent { group_id: state.uri.to_bytes().into(), epoch: staged.epoch, commit_hash }.sign(hub.key);
 
     let mut head = Head { epoch: staged.epoch, ..state.head.clone() };
     head.recent_commits.push_back(RecentCommit { from_epoch: state.head.epoch, hash: commit_hash });
@@ -214,8 +215,12 @@ fn outcome(
     }
     fan_out.retain(|delivery| !delivery.recipients.is_empty());
 
-    let change =
-        StateChange { set, removed: changes.removed.iter().copied().collect(), head, group_info: Some(update.group_info.to_vec()) };
+    let change = StateChange {
+        set,
+        removed: changes.removed.iter().copied().collect(),
+        head,
+        group_info: Some(update.group_info.to_vec()),
+    };
     let outcome = Outcome { reply: Reply::CommitAccepted(receipt), change: Some(change), fan_out };
     Ok(Accepted { outcome, update: staged })
 }

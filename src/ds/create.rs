@@ -70,12 +70,7 @@ pub fn decide(
     let queue = queue_of(&identity.client, &body.client_queue_config)?;
     let creator = Member { signature_key: sender_key.clone(), client: identity.client, queue, joined_epoch: 0 };
     let head = Head { epoch: 0, joiners: Vec::new(), recent_commits: VecDeque::new() };
-    let change = StateChange {
-        set: vec![(0, creator)],
-        removed: Vec::new(),
-        head,
-        group_info: Some(body.group_info.to_vec()),
-    };
+    let change = StateChange { set: vec![(0, creator)], removed: Vec::new(), head, group_info: Some(body.group_info.to_vec()) };
     Ok(Created {
         uri,
         tree: created.tree,

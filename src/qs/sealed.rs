@@ -35,11 +35,7 @@ impl QsKeyPair {
     pub fn generate(key_id: u8) -> Result<Self, Fault> {
         let pair = suite().generate_key_pair().map_err(|error| Fault::new(format!("could not make an HPKE key: {error:?}")))?;
         let (private_key, public_key) = pair.into_keys();
-        Ok(Self {
-            key_id,
-            private_key: Secret::new(private_key.as_slice().to_vec()),
-            public_key: public_key.as_slice().to_vec(),
-        })
+        Ok(Self { key_id, private_key: Secret::new(private_key.as_slice().to_vec()), public_key: public_key.as_slice().to_vec() })
     }
 
     /// Reads a key pair that was stored as key id, private key, public key.
