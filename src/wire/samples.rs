@@ -182,6 +182,9 @@ variants! {
     }
 }
 
+/// A decoder of some type, compared with a value of it.
+type Decodes = Box<dyn Fn(&[u8]) -> Option<bool>>;
+
 /// A value under its vector's name.
 pub(super) struct Sample {
     /// The vector's name.
@@ -191,7 +194,7 @@ pub(super) struct Sample {
     /// The value as `{:#?}` prints it: a line per field, in order.
     pub(super) debug: String,
     /// Whether octets decode, and if so, whether to this very value.
-    pub(super) decodes: Box<dyn Fn(&[u8]) -> Option<bool>>,
+    pub(super) decodes: Decodes,
 }
 
 fn sample<T>(name: impl Into<String>, value: T) -> Sample

@@ -1,5 +1,8 @@
 //! Checks `vectors.txt`, which is written for readers and other implementers, against [`super::samples`].
 
+// A test's message says which vector is wrong.
+#![allow(clippy::panic)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::ErrorCode;
@@ -68,6 +71,32 @@ fn each_vector_is_its_samples_encoding_and_the_only_one() {
         assert_eq!((sample.decodes)(&longer), None, "{name}: decodes with an octet too many");
     }
     assert!(samples.is_empty(), "no vectors for {:?}", samples.keys());
+}
+
+/// A length beyond the end of the input is refused wherever it stands. That nothing is allocated for it follows from the codec:
+/// `split_vector` takes the content out of the input before any of it is copied, so that no vector outgrows its frame.
+#[test]
+fn a_huge_length_is_refused_in_every_place() {
+    let samples: BTreeMap<_, _> = samples::all().into_iter().map(|sample| (sample.name, sample.decodes)).collect();
+    let mut places = 0;
+    for vector in vectors() {
+        for (index, (octets, label)) in vector.fields.iter().enumerate() {
+            if ![" = \"", " octets", " is empty"].iter().any(|sign| label.contains(sign)) {
+                continue;
+            }
+            let (before, after) = (&vector.fields[..index], &vector.fields[index + 1..]);
+            let join = |fields: &[(Vec<u8>, &str)]| fields.iter().flat_map(|(octets, _)| octets.clone()).collect::<Vec<u8>>();
+            let length_octets = 1 << (octets[0] >> 6);
+            // 2^30 - 1 octets are said to follow; none of them, some of them, or as many as before do.
+            let lying = [&join(before)[..], &[0xbf, 0xff, 0xff, 0xff]].concat();
+            let full = [&lying[..], &octets[length_octets..], &join(after)].concat();
+            for octets in [&full[..], &full[..full.len().min(lying.len() + 1)], &lying] {
+                assert_eq!((samples[vector.name])(octets), None, "{}: {label}", vector.name);
+            }
+            places += 1;
+        }
+    }
+    assert!(places >= 350, "only {places} lengths found");
 }
 
 /// The fields that a vector's labels name, each where it first appears: of `content.service.request` after
