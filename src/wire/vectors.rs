@@ -202,3 +202,102 @@ fn every_wire_type_occurs_in_a_vector() {
     // Written once by hand, so that a change of the sources' form cannot make this test see nothing.
     assert!(types >= 60, "only {types} wire types found");
 }
+
+/// A type's fields or variants, each with its type, in the words of the sources: `(name, "List<Opaque>")`.
+type Definition = Vec<(String, String)>;
+
+/// Reads the definitions in the presentation language from `docs/protocol.md`.
+fn documented_definitions() -> BTreeMap<String, Definition> {
+    let mut definitions = BTreeMap::new();
+    let mut numbers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let blocks: String = include_str!("../../docs/protocol.md").split("```").skip(1).step_by(2).collect();
+    // A definition ends with `} Name;` and begins with the last keyword before at the start of a line.
+    for block in format!("\n{blocks}").split("\nstruct {").flat_map(|part| part.split_inclusive("\nenum {")) {
+        let Some((body, name)) = block.rsplit_once("} ").and_then(|(body, rest)| Some((body, rest.split_once(';')?.0))) else {
+            continue;
+        };
+        if let Some(variants) = body.trim().strip_suffix("(255)") {
+            let variants = variants.split(',').map(|variant| variant.trim().to_owned()).filter(|variant| !variant.is_empty());
+            numbers.insert(name.to_owned(), variants.collect());
+        } else if let Some((_, cases)) = body.split_once(&format!("select ({name}.type) {{")) {
+            let declared = &numbers[&format!("{name}Type")];
+            let cases: Vec<_> = cases.split("case ").skip(1).filter_map(|case| case.split_once(": ")).collect();
+            assert_eq!(cases.len(), declared.len(), "{name}: cases and numbers");
+            let typed = declared.iter().zip(cases).map(|(number, (case, field))| {
+                assert_eq!(number.split('(').next(), Some(case), "{name}: order of cases");
+                (number.clone(), if field.starts_with("struct {}") { String::new() } else { field_of(field).1 })
+            });
+            definitions.insert(name.to_owned(), typed.collect());
+        } else {
+            definitions.insert(name.to_owned(), body.split(';').filter(|field| !field.trim().is_empty()).map(field_of).collect());
+        }
+    }
+    for (name, variants) in numbers.into_iter().filter(|(name, _)| !name.ends_with("Type")) {
+        definitions.insert(name, variants.into_iter().map(|variant| (variant, String::new())).collect());
+    }
+    definitions
+}
+
+/// `Octets name<V>` → `(name, "List<Opaque>")`.
+fn field_of(field: &str) -> (String, String) {
+    let field = field.split(';').next().unwrap_or_default().trim();
+    let (kind, name) = field.rsplit_once(' ').unwrap_or_else(|| panic!("not a field: {field}"));
+    let rust = |kind: &str| match kind {
+        "Octets" => "Opaque".to_owned(),
+        "Hash" => "[u8; 32]".to_owned(),
+        _ => kind.strip_prefix("uint").map_or_else(|| kind.to_owned(), |bits| format!("u{bits}")),
+    };
+    if let Some(name) = name.strip_suffix("<V>") {
+        let list = if kind == "opaque" { "Opaque".to_owned() } else { format!("List<{}>", rust(kind)) };
+        (name.to_owned(), list)
+    } else if let Some((name, length)) = name.split_once('[') {
+        (name.to_owned(), format!("[u8; {}", length))
+    } else if let Some(inner) = kind.strip_prefix("optional<").and_then(|rest| rest.strip_suffix('>')) {
+        (name.to_owned(), format!("Option<{}>", rust(inner)))
+    } else {
+        (name.to_owned(), rust(kind))
+    }
+}
+
+/// Reads the same from the sources.
+fn coded_definitions() -> BTreeMap<String, Definition> {
+    let mut definitions: BTreeMap<String, Definition> = BTreeMap::new();
+    for source in SOURCES {
+        let (mut derived, mut open) = (false, None);
+        for line in source.lines() {
+            derived |= line.starts_with("#[derive") && line.contains("TlsSerialize");
+            let declares = |keyword| line.strip_prefix(keyword).and_then(|rest: &str| rest.split(' ').next());
+            if let Some(name) = declares("pub struct ").or_else(|| declares("pub enum ")) {
+                open = derived.then(|| definitions.entry(name.to_owned()).or_default());
+                derived = false;
+            } else if line == "}" {
+                open = None;
+            } else if let (Some(definition), Some(item)) = (open.as_mut(), line.trim().strip_suffix(',')) {
+                if let Some((name, kind)) = item.strip_prefix("pub ").and_then(|field| field.split_once(": ")) {
+                    definition.push((name.to_owned(), kind.to_owned()));
+                } else if item.starts_with(|first: char| first.is_ascii_uppercase()) {
+                    let (name, kind) = item.split_once('(').unwrap_or((item, ")"));
+                    let (name, number) = name
+                        .split_once(" = ")
+                        .map_or((name, definition.len().to_string()), |(name, number)| (name, number.to_owned()));
+                    let snake: String = name.chars().fold(String::new(), |text, letter| match letter.is_ascii_uppercase() {
+                        true if !text.is_empty() => text + "_" + &letter.to_ascii_lowercase().to_string(),
+                        _ => text + &letter.to_ascii_lowercase().to_string(),
+                    });
+                    definition.push((format!("{snake}({number})"), kind.trim_end_matches(')').to_owned()));
+                }
+            }
+        }
+    }
+    definitions
+}
+
+#[test]
+fn the_documented_definitions_are_those_of_the_code() {
+    let (documented, coded) = (documented_definitions(), coded_definitions());
+    assert!(coded.len() >= 60, "only {} types found", coded.len());
+    for (name, definition) in &coded {
+        assert_eq!(documented.get(name), Some(definition), "{name}");
+    }
+    assert_eq!(documented.len(), coded.len(), "docs/protocol.md defines what the code does not");
+}
