@@ -245,6 +245,8 @@ enum Mutation {
     Extend(Vec<u8>),
     /// Puts in octets, so that lengths no longer fit.
     Insert(prop::sample::Index, Vec<u8>),
+    /// Writes an octet in the two-octet form of a length: where a short length was, the same one in more octets than it needs.
+    Lengthen(prop::sample::Index),
     /// Writes a length of 2^30 - 1 over what is there.
     HugeLength(prop::sample::Index),
 }
@@ -257,6 +259,7 @@ impl Mutation {
             1 => place().prop_map(Self::Truncate),
             1 => vec(any::<u8>(), 1..9).prop_map(Self::Extend),
             1 => (place(), vec(any::<u8>(), 1..9)).prop_map(|(at, octets)| Self::Insert(at, octets)),
+            2 => place().prop_map(Self::Lengthen),
             1 => place().prop_map(Self::HugeLength),
         ]
     }
@@ -264,7 +267,7 @@ impl Mutation {
     fn apply(&self, octets: &mut Vec<u8>) {
         match self {
             // An earlier truncation may have left nothing.
-            Self::Flip(..) | Self::HugeLength(_) if octets.is_empty() => {}
+            Self::Flip(..) | Self::Lengthen(_) | Self::HugeLength(_) if octets.is_empty() => {}
             Self::Flip(at, bit) => {
                 let at = at.index(octets.len());
                 octets[at] ^= 1 << bit;
@@ -275,6 +278,7 @@ impl Mutation {
                 let at = at.index(octets.len() + 1);
                 octets.splice(at..at, more.iter().copied());
             }
+            Self::Lengthen(at) => octets.insert(at.index(octets.len()), 0x40),
             Self::HugeLength(at) => {
                 let at = at.index(octets.len());
                 for (octet, huge) in octets.iter_mut().skip(at).zip([0xbf, 0xff, 0xff, 0xff]) {
