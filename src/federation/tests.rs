@@ -188,8 +188,8 @@ async fn refusal(dialling: (&NodeTls, &'static str), accepting: (&NodeTls, &'sta
     let error = ask(&pool, b"x").await.expect_err("must be refused");
     assert_eq!(error.sent, Sent::NotSent, "{error}");
     assert_eq!(node.echo.requests.load(Ordering::SeqCst), 0);
-    drop(pool);
-    node.stop().await;
+    // Not stopped in good order: that would wait for the failed handshakes to drain.
+    node.run.abort();
     error
 }
 
