@@ -50,6 +50,8 @@ async fn run_bounded<H: ConnectionHandler>(
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
+            // In this order: once told to stop, nobody more is let in.
+            biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             Some(ended) = tasks.join_next() => log_panic(ended),
             incoming = endpoint.accept() => match incoming {
