@@ -2,9 +2,9 @@
 //!
 //! | verifier | checks |
 //! |---|---|
-//! | [`PeerVerifier`] | a peer node, in either TLS role: chain to the trusted CAs, EKU; as a server also its domain |
-//! | [`ClientVerifier`] | one of the domain's own clients: client certificate ← user certificate ← AS root |
-//! | [`PinnedVerifier`] | the node, as its client sees it: chain to the CA whose key the client has pinned, and its domain |
+//! | `PeerVerifier` | a peer node, in either TLS role: chain to the trusted CAs, EKU; as a server also its domain |
+//! | `ClientVerifier` | one of the domain's own clients: client certificate ← user certificate ← AS root |
+//! | `PinnedVerifier` | the node, as its client sees it: chain to the CA whose key the client has pinned, and its domain |
 
 use std::sync::Arc;
 
