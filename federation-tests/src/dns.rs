@@ -186,7 +186,7 @@ struct State {
 enum Answer {
     Records(Vec<Record>),
     /// NODATA or NXDOMAIN, with the zone's SOA.
-    Negative(ResponseCode, Record),
+    Negative(ResponseCode, Box<Record>),
     Code(ResponseCode),
     Silence,
 }
@@ -218,13 +218,13 @@ impl Records {
         let Some(zone) = self.zones.iter().find(|zone| zone.zone_of(name)) else {
             return Answer::Code(ResponseCode::Refused);
         };
-        let soa = self.soa(zone);
+        let soa = Box::new(self.soa(zone));
         let data = state.data.get(name);
         let wanted_data = data.into_iter().flatten().filter(|data| data.record_type() == wanted || wanted == RecordType::ANY);
         let mut records: Vec<Record> =
             wanted_data.map(|data| Record::from_rdata(name.into(), self.ttl_s, data.clone())).collect();
         if name == zone && wanted == RecordType::SOA {
-            records.push(soa.clone());
+            records.push((*soa).clone());
         }
         // A name also exists if something lies below it (RFC 8020).
         let exists = || name == zone || data.is_some() || state.data.keys().any(|other| name.zone_of(other));
@@ -262,7 +262,7 @@ impl Handler {
             Answer::Silence => return silent(request),
             Answer::Code(code) => (code, Vec::new(), None),
             Answer::Records(records) => (ResponseCode::NoError, records, None),
-            Answer::Negative(code, soa) => (code, Vec::new(), Some(soa)),
+            Answer::Negative(code, soa) => (code, Vec::new(), Some(*soa)),
         };
         let mut metadata = metadata;
         metadata.response_code = code;
@@ -310,13 +310,17 @@ mod tests {
     const LOCALHOST: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
     /// A resolver that asks `server` over `connection` and caches nothing.
-    fn resolver(server: &DnsServer, mut connection: ConnectionConfig) -> TokioResolver {
+    fn resolver(server: &DnsServer, connection: ConnectionConfig) -> TokioResolver {
+        resolver_with_timeout(server, connection, Duration::from_secs(20))
+    }
+
+    fn resolver_with_timeout(server: &DnsServer, mut connection: ConnectionConfig, timeout: Duration) -> TokioResolver {
         connection.port = server.local_addr().port();
         let name_server = NameServerConfig::new(server.local_addr().ip(), true, vec![connection]);
         let config = ResolverConfig::from_name_servers(vec![name_server]);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         let options = builder.options_mut();
-        (options.cache_size, options.timeout, options.attempts) = (0, Duration::from_millis(500), 1);
+        (options.cache_size, options.timeout, options.attempts) = (0, timeout, 1);
         builder.build().unwrap()
     }
 
@@ -416,7 +420,8 @@ mod tests {
         server.set_trouble("a.test", Some(Trouble::Failure)).unwrap();
         assert_eq!(lookup(&resolver, "one.a.test.", RecordType::A).await, Err(ResponseCode::ServFail));
         server.set_trouble("a.test", Some(Trouble::Silence)).unwrap();
-        let error = resolver.lookup("one.a.test.", RecordType::A).await.unwrap_err();
+        let impatient = resolver_with_timeout(&server, ConnectionConfig::udp(), Duration::from_millis(50));
+        let error = impatient.lookup("one.a.test.", RecordType::A).await.unwrap_err();
         assert!(matches!(error, NetError::Timeout), "{error:?}");
         server.set_trouble("a.test", None).unwrap();
         assert_eq!(lookup(&resolver, "one.a.test.", RecordType::A).await, Ok(vec!["127.0.0.2".to_owned()]));
@@ -424,7 +429,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_port_is_free_again_once_it_has_stopped() {
-        let server = server().await;
+        // A port that the system gives to nobody who asks for any, so that no other test takes it in between.
+        let start =
+            async || DnsServer::start((LOCALHOST.ip(), rand::random_range(10_000..30_000)).into(), Zones::new(["test"])).await;
+        let server = loop {
+            if let Ok(server) = start().await {
+                break server;
+            }
+        };
         let address = server.local_addr();
         server.stop().await;
         let again = DnsServer::start(address, Zones::new(["test"])).await.unwrap();

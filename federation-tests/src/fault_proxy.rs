@@ -574,9 +574,18 @@ mod tests {
         echo.abort();
     }
 
+    /// A socket on a port that the system gives to nobody who asks for any, so that no other test takes it once it is free.
+    async fn on_a_reserved_port() -> UdpSocket {
+        loop {
+            if let Ok(socket) = UdpSocket::bind((LOCALHOST.ip(), rand::random_range(10_000..30_000))).await {
+                return socket;
+            }
+        }
+    }
+
     #[tokio::test]
     async fn an_absent_target_does_not_stop_the_link() {
-        let target = UdpSocket::bind(LOCALHOST).await.unwrap();
+        let target = on_a_reserved_port().await;
         let address = target.local_addr().unwrap();
         drop(target);
         let proxy = FaultProxy::start(LOCALHOST, address, FaultPlan::none(), 1).await.unwrap();
@@ -604,8 +613,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_outlives_the_handle() {
         let target = UdpSocket::bind(LOCALHOST).await.unwrap();
-        let proxy = FaultProxy::start(LOCALHOST, target.local_addr().unwrap(), FaultPlan::none(), 1).await.unwrap();
-        let address = proxy.local_addr();
+        let address = on_a_reserved_port().await.local_addr().unwrap();
+        let proxy = FaultProxy::start(address, target.local_addr().unwrap(), FaultPlan::none(), 1).await.unwrap();
         let client = UdpSocket::bind(LOCALHOST).await.unwrap();
         client.send_to(b"x", address).await.unwrap();
         eventually("it was passed on", || proxy.counters().forwarded == 1).await;

@@ -15,6 +15,9 @@ struct Chain<'a> {
     nodes: Vec<u32>,
 }
 
+/// Sequence numbers and messages of one group, by queue.
+type Queues<'a> = BTreeMap<&'a str, Vec<(u64, &'a str)>>;
+
 /// The things of one group that have an order.
 #[derive(Default)]
 struct Nodes<'a> {
@@ -33,7 +36,7 @@ impl<'a> Nodes<'a> {
 
 /// Rule 3.
 pub(super) fn one_order(facts: &Facts<'_>, findings: &mut Vec<Finding>) {
-    let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<(u64, &str)>>> = BTreeMap::new();
+    let mut by_group: BTreeMap<&str, Queues<'_>> = BTreeMap::new();
     for entry in facts.entries.iter().filter(|entry| entry.acked.is_none()) {
         if let Some((group, message)) = entry.key() {
             by_group.entry(group).or_default().entry(entry.queue).or_default().push((entry.sequence, message));
@@ -156,10 +159,9 @@ fn epoch_edges(levels: &HashMap<u32, u64>, nodes: usize) -> Vec<(u32, u32)> {
         by_level.entry(*level).or_default().push(*node);
     }
     let mut edges = Vec::new();
-    let mut gate = u32::try_from(nodes).expect("a run logs fewer than 2^32 messages");
-    for of_level in by_level.values() {
+    let first_gate = u32::try_from(nodes).expect("a run logs fewer than 2^32 messages");
+    for (gate, of_level) in (first_gate..).zip(by_level.values()) {
         edges.extend(of_level.iter().flat_map(|node| [(gate, *node), (*node, gate + 1)]));
-        gate += 1;
     }
     edges
 }
