@@ -1,1 +1,6 @@
-//! cli
+//! The commands of `mimi-node` and `mimi-client`: arguments in, one plain sentence and an exit code out.
+
+pub mod node;
+
+mod certs;
+mod users;

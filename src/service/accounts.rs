@@ -14,11 +14,7 @@ use crate::wire::{ClientRequest, ErrorCode, Invitation, Reply};
 
 impl Service {
     /// Answers a request about an account.
-    pub(super) async fn accounts_request(
-        &self,
-        request: &ClientRequest,
-        message: &AccountsMessage,
-    ) -> Result<Vec<u8>, Failure> {
+    pub(super) async fn accounts_request(&self, request: &ClientRequest, message: &AccountsMessage) -> Result<Vec<u8>, Failure> {
         match &message.request {
             AccountsRequest::Enrol(body) => self.enrol(request, body).await,
             _ => Err(ErrorCode::Unsupported.into()),

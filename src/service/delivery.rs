@@ -23,7 +23,7 @@ const DECISIONS_MAX: usize = 4;
 /// What a decision came to.
 enum Decided {
     /// To be written.
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
     /// To be written, and merged into the tree afterwards.
     Commit(Box<ds::commit::Accepted>),
     /// Nothing to write: the tree of this epoch is the answer.
@@ -153,7 +153,7 @@ impl Service {
         };
         match decided {
             Decided::TreeOf(epoch) => self.tree_reply(&group, &uri, epoch).await.map(Tried::Answered),
-            Decided::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
+            Decided::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
             Decided::Commit(accepted) => {
                 let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await
@@ -190,8 +190,8 @@ impl Service {
             return Ok(Decided::Commit(Box::new(ds::commit::decide(&hub, state, tree, sender, kind, update)?)));
         }
         Ok(match &message.request {
-            DsRequest::SendMessage(body) => Decided::Outcome(ds::message::decide(&hub, state, sender, body)?),
-            DsRequest::UpdateQueueInfo(body) => Decided::Outcome(ds::queue_info::decide(state, sender, body)?),
+            DsRequest::SendMessage(body) => Decided::Outcome(Box::new(ds::message::decide(&hub, state, sender, body)?)),
+            DsRequest::UpdateQueueInfo(body) => Decided::Outcome(Box::new(ds::queue_info::decide(state, sender, body)?)),
             DsRequest::WelcomeInfo(body) => Decided::TreeOf(ds::join::decide(state, sender, message, body)?),
             _ => return Err(ErrorCode::Unsupported.into()),
         })
@@ -209,7 +209,7 @@ impl Service {
     /// outcome that leaves the state alone gives the lock back as soon as its place in the writer's queue is taken.
     async fn accept(
         self: &Arc<Self>,
-        mut group: OwnedMutexGuard<HotGroup>,
+        group: OwnedMutexGuard<HotGroup>,
         key: RequestKey,
         outcome: Outcome,
         update: Option<StagedUpdate>,

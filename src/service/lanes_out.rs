@@ -14,8 +14,7 @@ use crate::base::limits::{
     FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
 };
 use crate::base::{Context as _, Domain, Fault, GroupUri};
-use crate::federation::backoff::Backoff;
-use crate::federation::PeerStream;
+use crate::federation::{PeerStream, backoff};
 use crate::storage::lanes::{DropFrames, WaitingFrame};
 use crate::wire::peer::{LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
 use crate::wire::qs::QueueingServiceResponse;
@@ -68,7 +67,7 @@ impl Service {
             domain: domain.clone(),
             stream: None,
             held: HashMap::new(),
-            failures: Backoff::new(rand::random()),
+            failures: 0,
         };
         workers.tasks.spawn(worker.run(notify));
     }
@@ -80,9 +79,9 @@ struct Worker {
     domain: Domain,
     stream: Option<PeerStream>,
     /// Lanes that the other side refused, and when each is tried again: a stuck lane never delays another.
-    held: HashMap<String, (Instant, Backoff)>,
+    held: HashMap<String, (Instant, u32)>,
     /// For requests that fail on a connection that is up; the peer's gate paces everything else.
-    failures: Backoff,
+    failures: u32,
 }
 
 impl Worker {
@@ -101,7 +100,7 @@ impl Worker {
                     }
                     Err(fault) => {
                         tracing::error!(domain = %self.domain, "frames cannot be read for sending: {fault}");
-                        tokio::time::sleep(self.failures.next()).await;
+                        self.pause().await;
                     }
                 }
             };
@@ -127,7 +126,7 @@ impl Worker {
         self.service.peers.wait_until_ready(&self.domain).await;
         match self.exchange(&batches).await {
             Ok(answers) => {
-                self.failures.reset();
+                self.failures = 0;
                 self.settle(&batches, answers).await?;
             }
             Err(error) => {
@@ -135,7 +134,7 @@ impl Worker {
                 self.stream = None;
                 // The gate already holds us back when the peer could not be reached at all.
                 if self.service.peers.is_up(&self.domain) {
-                    tokio::time::sleep(self.failures.next()).await;
+                    self.pause().await;
                 }
             }
         }
@@ -199,9 +198,7 @@ impl Worker {
         let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => {
-                self.service.peers.open_stream(&self.domain, deadline).await.map_err(|error| error.to_string())?
-            }
+            None => self.service.peers.open_stream(&self.domain, deadline).await.map_err(|error| error.to_string())?,
         };
         let request = encode(&PeerRequest::Lanes(batches.to_vec().into()));
         stream.sender.write(&request, deadline).await.map_err(|error| error.to_string())?;
@@ -209,9 +206,10 @@ impl Worker {
         match decode(&answer) {
             Ok(PeerResponse::Lanes(answers)) => {
                 let fits = answers.len() == batches.len()
-                    && answers.iter().zip(batches).all(|(answer, batch)| {
-                        answer.group_id == batch.group_id && answer.incarnation == batch.incarnation
-                    });
+                    && answers
+                        .iter()
+                        .zip(batches)
+                        .all(|(answer, batch)| answer.group_id == batch.group_id && answer.incarnation == batch.incarnation);
                 if !fits {
                     return Err("the answer is not for the frames that were sent".to_owned());
                 }
@@ -253,10 +251,17 @@ impl Worker {
         Ok(())
     }
 
+    /// Waits after a failure that the peer's gate does not know of.
+    async fn pause(&mut self) {
+        self.failures += 1;
+        let wait = backoff::delay(self.failures, &mut rand::rng());
+        tokio::time::sleep(wait).await;
+    }
+
     fn hold(&mut self, group_id: String, reason: String) {
-        let (until, backoff) =
-            self.held.entry(group_id.clone()).or_insert_with(|| (Instant::now(), Backoff::new(rand::random())));
-        let wait = backoff.next();
+        let (until, failures) = self.held.entry(group_id.clone()).or_insert_with(|| (Instant::now(), 0));
+        *failures += 1;
+        let wait = backoff::delay(*failures, &mut rand::rng());
         *until = Instant::now() + wait;
         tracing::warn!(group = %group_id, domain = %self.domain, retry_after_ms = wait.as_millis(), "a lane is held: {reason}");
     }

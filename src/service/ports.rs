@@ -55,10 +55,7 @@ impl OwnHello {
         HelloFrame {
             domain: self.domain.as_bytes().into(),
             versions: vec![VERSION].into(),
-            limits: PeerLimits {
-                frame_bytes_max: FRAME_BYTES_MAX as u32,
-                lane_frames_max: LANE_BATCH_FRAMES_MAX as u32,
-            },
+            limits: PeerLimits { frame_bytes_max: FRAME_BYTES_MAX as u32, lane_frames_max: LANE_BATCH_FRAMES_MAX as u32 },
         }
     }
 }
@@ -115,7 +112,8 @@ impl ConnectionHandler for ClientPort {
             match service.own_client_of(&accepted.peer_chain, UnixMillis::now()) {
                 Ok(client) => Connected::Client(Box::new(client)),
                 Err(_) => {
-                    return CloseCode::NotAuthorized.close(&accepted.connection, "the certificates name no client of this domain");
+                    return CloseCode::NotAuthorized
+                        .close(&accepted.connection, "the certificates name no client of this domain");
                 }
             }
         };

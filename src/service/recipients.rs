@@ -73,8 +73,7 @@ impl Service {
                 opened
             }
         };
-        sealed::is_bound_to(&opened, hub)
-            .then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
+        sealed::is_bound_to(&opened, hub).then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
     }
 
     /// What storage writes for one fan-out of our own DS.
@@ -100,10 +99,7 @@ impl Service {
             delivery: encode(&fan_out.delivery),
             now,
             local,
-            remote: remote
-                .into_iter()
-                .map(|(domain, recipients)| (domain.clone(), encode(&List::from(recipients))))
-                .collect(),
+            remote: remote.into_iter().map(|(domain, recipients)| (domain.clone(), encode(&List::from(recipients)))).collect(),
         }
     }
 

@@ -86,11 +86,8 @@ impl Service {
         let request = encode(&PeerRequest::Proxy(frame.into()));
         // A moment less than the client's own limit, so that the client hears why.
         let deadline = Instant::now() + CLIENT_REQUEST_TIMEOUT.mul_f32(0.9);
-        let answer = self
-            .peers
-            .request(destination, &request, FRAME_BYTES_MAX, deadline)
-            .await
-            .map_err(|error| unreachable(&error))?;
+        let answer =
+            self.peers.request(destination, &request, FRAME_BYTES_MAX, deadline).await.map_err(|error| unreachable(&error))?;
         match decode(&answer) {
             Ok(PeerResponse::Proxy(response)) => Ok(response.into_vec()),
             Ok(PeerResponse::Error(rejection)) => Err(rejection.into()),
