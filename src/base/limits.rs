@@ -149,3 +149,55 @@ pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 
 
 /// Certificates begin this long before they are made, for peers whose clocks are behind.
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+/// Memory for a frame is taken in steps of at most this many octets, as they arrive: a length prefix alone costs nothing.
+pub const FRAME_CHUNK_BYTES: usize = 64 * 1024;
+
+/// QUIC: one inbound handshake, from the first packet to the authenticated connection.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// QUIC: inbound connections that wait to be looked at, on one endpoint; more are refused.
+pub const INCOMING_PENDING_MAX: usize = 1_024;
+
+/// QUIC: octets kept for one inbound connection that has not been looked at.
+pub const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;
+
+/// QUIC: octets kept for all inbound connections that have not been looked at.
+pub const INCOMING_BUFFERS_BYTES: u64 = 4 * 1024 * 1024;
+
+/// QUIC: handshake octets that may arrive out of order.
+pub const CRYPTO_BUFFER_BYTES: usize = 16 * 1024;
+
+/// QUIC: how long a Retry token proves an address.
+pub const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(15);
+
+/// QUIC: at most one stateless reset leaves an endpoint in this time (RFC 9000 §21.11).
+pub const STATELESS_RESET_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The largest `hello`, in octets.
+pub const HELLO_BYTES_MAX: usize = 4 * 1024;
+
+/// How long either side of a new peer connection waits for the other's `hello`.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The longest reason text put into a connection close or an error's detail, in octets.
+pub const REASON_BYTES_MAX: usize = 512;
+
+/// How many times a DNS question is repeated within [`DNS_TIMEOUT`].
+pub const DNS_ATTEMPTS: usize = 2;
+
+/// The most records (answers to distinct questions) the resolver remembers.
+pub const DNS_CACHE_ENTRIES_MAX: u64 = 4_096;
+
+/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (as RFC 8305 does).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(500);
+
+/// Peer connections: how far, in percent, a back-off may be from its nominal length, either way.
+pub const BACKOFF_JITTER_PERCENT: u32 = 20;
+
+/// Peer connections: contact from a peer cuts our back-off short at most this often. Without it two nodes that refuse each
+/// other's `hello` would call each other in a loop.
+pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
+pub const PEERS_MAX: usize = 4_096;

@@ -1,1 +1,31 @@
-//! transport
+//! QUIC between nodes and from clients: endpoints, TLS identity, frames, the accept loop, and finding a domain's nodes in DNS.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`frame`] | length-prefixed frames on a stream, bounded in size and time |
+//! | [`codes`] | the one table of QUIC application error codes |
+//! | [`tls`] | this node's certificate and the four TLS configurations made from it |
+//! | [`verify`] | what a certificate must be, by role; the names it stands for |
+//! | [`endpoint`] | UDP sockets and QUIC limits, set explicitly; stateless resets that survive a crash |
+//! | [`accept`] | the accept loop of both ports |
+//! | [`discovery`] | SRV records: domain → targets → addresses |
+//!
+//! Frames are opaque here; what they mean is `wire`'s business.
+
+pub mod accept;
+pub mod codes;
+pub mod discovery;
+pub mod endpoint;
+pub mod frame;
+pub mod tls;
+pub mod verify;
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use accept::{Accepted, ConnectionHandler};
+pub use codes::CloseCode;
+pub use discovery::{DiscoveryError, Resolver, ResolverSettings, Service, Target};
+pub use endpoint::EndpointSecret;
+pub use frame::FrameError;
+pub use tls::{ClientIdentity, NodeTls};

@@ -1,0 +1,149 @@
+//! The accept loop of both ports. It never waits for a handshake, so that one slow peer delays nobody, and it bounds how many
+//! connections and unproven addresses there are at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, Endpoint, Incoming};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use super::codes::CloseCode;
+use crate::base::limits;
+
+/// A connection whose handshake is done and whose certificate, if any, the port's verifier has accepted.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// The connection. It is closed when its handler returns.
+    pub connection: Connection,
+    /// The certificates presented (DER, leaf first); empty where a certificate is optional and none was presented.
+    pub peer_chain: Vec<Vec<u8>>,
+    /// Where the other side is, an IPv4 address as IPv4 even on a socket for both families.
+    pub remote: SocketAddr,
+}
+
+/// What is done with the connections of one port.
+pub trait ConnectionHandler: Send + Sync + 'static {
+    /// Serves one connection until it ends. Tasks of its own must end with it (a `JoinSet` does that). It may be dropped at any
+    /// await when the node stops and [`limits::SHUTDOWN_TIMEOUT`] has passed; to stop earlier, it watches the node's shutdown.
+    fn connection(self: Arc<Self>, accepted: Accepted) -> impl Future<Output = ()> + Send;
+}
+
+/// Accepts connections on `endpoint` until `shutdown` becomes true (or its sender is gone), each served by `handler` in a task
+/// of its own. Then refuses new ones, gives the handlers [`limits::SHUTDOWN_TIMEOUT`] to return, and ends those that have not.
+/// No task is left when it returns; dropping it ends all of them at once. The endpoint stays open, for it may also dial.
+pub async fn run<H: ConnectionHandler>(endpoint: Endpoint, handler: Arc<H>, mut shutdown: watch::Receiver<bool>) {
+    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let unvalidated = Arc::new(Semaphore::new(limits::HANDSHAKES_UNVALIDATED_MAX));
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            Some(ended) = tasks.join_next() => log_panic(ended),
+            incoming = endpoint.accept() => match incoming {
+                None => break,
+                Some(incoming) => {
+                    if let Some(admitted) = admit(incoming, &connections, &unvalidated) {
+                        tasks.spawn(serve(admitted, handler.clone()));
+                    }
+                }
+            }
+        }
+    }
+    let drain = async {
+        loop {
+            tokio::select! {
+                ended = tasks.join_next() => match ended {
+                    Some(ended) => log_panic(ended),
+                    None => break,
+                },
+                Some(incoming) = endpoint.accept() => incoming.refuse(),
+            }
+        }
+    };
+    if tokio::time::timeout(limits::SHUTDOWN_TIMEOUT, drain).await.is_err() {
+        tracing::warn!(connections = tasks.len(), "connections were still busy at shutdown and are cut off");
+    }
+    tasks.shutdown().await;
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection's handler failed");
+    }
+}
+
+/// A handshake about to begin, with the permits it holds.
+struct Admitted {
+    incoming: Incoming,
+    connection: OwnedSemaphorePermit,
+    /// Held during the handshake by an address that has not proven itself.
+    unvalidated: Option<OwnedSemaphorePermit>,
+}
+
+fn admit(incoming: Incoming, connections: &Arc<Semaphore>, unvalidated: &Arc<Semaphore>) -> Option<Admitted> {
+    let remote = incoming.remote_address();
+    let unvalidated = if incoming.remote_address_validated() {
+        None
+    } else if let Ok(permit) = unvalidated.clone().try_acquire_owned() {
+        Some(permit)
+    } else {
+        // Many handshakes from addresses that may be forged: this one shows first that it receives what we send.
+        if let Err(error) = incoming.retry() {
+            error.into_incoming().refuse();
+        }
+        return None;
+    };
+    let Ok(connection) = connections.clone().try_acquire_owned() else {
+        tracing::warn!(%remote, limit = limits::CONNECTIONS_MAX, "connection refused: too many are open");
+        incoming.refuse();
+        return None;
+    };
+    Some(Admitted { incoming, connection, unvalidated })
+}
+
+/// Closes a connection when its task ends, however it ends.
+struct Closing {
+    connection: Connection,
+    code: CloseCode,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.code.close(&self.connection, self.code.text());
+    }
+}
+
+async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>) {
+    let Admitted { incoming, connection: _permit, unvalidated } = admitted;
+    let remote = incoming.remote_address();
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    // accept() fails at once for instance when no ALPN is shared: the other side's fault, so no more than a debug line.
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(error) => return tracing::debug!(%remote, %error, "handshake refused"),
+    };
+    let connection = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%remote, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(%remote, "handshake timed out"),
+    };
+    drop(unvalidated);
+    let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    if handshake.is_none_or(|data| data.protocol.is_none()) {
+        return CloseCode::NoAlpn.close(&connection, CloseCode::NoAlpn.text());
+    }
+    // An abort on shutdown drops this before it says "done".
+    let mut closing = Closing { connection: connection.clone(), code: CloseCode::ShuttingDown };
+    let peer_chain = peer_chain(&connection);
+    handler.connection(Accepted { connection, peer_chain, remote }).await;
+    closing.code = CloseCode::Done;
+}
+
+/// The certificates that the other side of `connection` presented (DER, leaf first); empty when there were none.
+pub fn peer_chain(connection: &Connection) -> Vec<Vec<u8>> {
+    let chain = connection.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map(|chain| chain.iter().map(|certificate| certificate.to_vec()).collect()).unwrap_or_default()
+}
