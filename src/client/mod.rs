@@ -1,7 +1,12 @@
 //! client
+mod connection;
+mod core;
 mod error;
+mod event;
 mod history;
 mod log;
 mod mls;
+mod outgoing;
+mod receive;
 mod seal;
 mod state;
