@@ -16,7 +16,7 @@ use super::mls::{self, Leaf, Provider};
 use super::seal;
 use super::state::{Group, GroupStatus, Queue, State, Store};
 use crate::base::bytes::hex;
-use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri};
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
 use crate::identity::AsRoots;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::info::DomainInfo;
@@ -147,6 +147,11 @@ impl Core {
             sender: sender.to_string(),
             text: text.to_owned(),
         });
+    }
+
+    /// The time as the node has it, as far as is known.
+    pub(super) fn now(&self) -> UnixMillis {
+        UnixMillis(UnixMillis::now().0.saturating_add_signed(self.state.clock_offset_ms))
     }
 
     pub(super) fn queue(&self) -> Result<&Queue> {

@@ -116,7 +116,7 @@ impl Core {
     // --- groups ------------------------------------------------------------------------------------------------------
 
     /// Sets up a new group on the own domain and the request that creates it.
-    pub(super) fn make_group(&mut self, name: Option<String>) -> Result<(GroupUri, Outgoing)> {
+    pub(super) fn make_group(&mut self, name: Option<String>) -> Result<Outgoing> {
         let domain = self.me.domain().clone();
         let info = self.domain_info(&domain).ok_or_else(|| Fault::new("the own domain's keys are not known"))?;
         let group = GroupUri::new(&domain, &random());
@@ -133,11 +133,11 @@ impl Core {
         });
         let service = ds(DsSenderId::KeyPackageRef(key_package.reference.as_slice().into()), request);
         let outgoing = self.enqueue(&domain, &service, Purpose::CreateGroup { group: group.to_string() });
-        self.groups.insert(group.clone(), mls);
         let kept = Group { status: GroupStatus::Creating, name, queue_bound: true };
         self.state.groups.insert(group.to_string(), kept);
+        self.groups.insert(group, mls);
         self.save()?;
-        Ok((group, outgoing))
+        Ok(outgoing)
     }
 
     /// Takes in the answer to a request that is neither Commit nor message.
@@ -229,7 +229,7 @@ impl Core {
     pub(super) fn settle_commit(&mut self, request: RequestId, answer: Answer) -> Result<CommitOutcome> {
         let found = self.state.outbox.iter().find(|outgoing| outgoing.request == request).cloned();
         let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, .. }, .. }) = found else {
-            return Err(Fault::new("a Commit that was answered twice").into());
+            return Err(ClientError::Invalid("the Commit was settled by another operation".into()));
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let won = match &answer {
@@ -307,7 +307,7 @@ impl Core {
     /// Takes in the answer to a message.
     pub(super) fn settle_message(&mut self, request: RequestId, answer: Answer) -> Result<MessageOutcome> {
         let Some(Outgoing { purpose: Purpose::Message { group, epoch, hash, text }, .. }) = self.take_outgoing(request) else {
-            return Err(Fault::new("a message that was answered twice").into());
+            return Err(ClientError::Invalid("the message was settled by another operation".into()));
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let mut fields = json!({ "group": group, "request": request.to_string(), "message": hex(&hash), "epoch": epoch });

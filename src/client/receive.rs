@@ -75,9 +75,10 @@ fn bad<T>(kind: &'static str, outcome: &'static str, why: impl Into<String>) -> 
 }
 
 impl Core {
-    /// Takes a batch from the queue and writes the state once. Entries taken before are passed over. Returns whether any was
-    /// new.
-    pub(super) fn take_batch(&mut self, entries: Vec<QueueEntry>) -> Result<bool> {
+    /// Takes a batch from the queue and writes the state once. Entries taken before are passed over; one that comes before its
+    /// time is an error, after those before it are taken.
+    pub(super) fn take_batch(&mut self, entries: Vec<QueueEntry>) -> Result<()> {
+        let mut gap = None;
         let first = self.queue()?.next;
         let mut next = first;
         for entry in entries {
@@ -85,21 +86,23 @@ impl Core {
                 continue;
             }
             if entry.sequence > next {
-                // Taking it would hide what is missing. What came before is still taken.
-                tracing::warn!(expected = next, got = entry.sequence, "the queue has a gap");
+                // Taking it would hide what is missing.
+                gap = Some(entry.sequence);
                 break;
             }
             next += 1;
             self.take(entry)?;
         }
-        if next == first {
-            return Ok(false);
+        if next != first {
+            if let Some(queue) = &mut self.state.queue {
+                queue.next = next;
+            }
+            self.save()?;
         }
-        if let Some(queue) = &mut self.state.queue {
-            queue.next = next;
+        match gap {
+            Some(got) => Err(ClientError::Untrusted(format!("the queue has a gap: entry {got} came where {next} was due"))),
+            None => Ok(()),
         }
-        self.save()?;
-        Ok(true)
     }
 
     fn take(&mut self, entry: QueueEntry) -> Result<()> {
