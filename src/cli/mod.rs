@@ -1,1 +1,3 @@
-//! cli
+//! The commands of `mimi-node` and `mimi-client`.
+
+pub mod client;

@@ -143,7 +143,7 @@ impl Client {
         // One Commit of this client at a time in a group: it would only race itself.
         let lock = self.shared.group_lock(group);
         let _one = lock.lock().await;
-        for attempt in 0..ATTEMPTS_MAX {
+        loop {
             // One left over from before comes first: OpenMLS holds it, and it may have been accepted.
             let left_over = {
                 let group = group.clone();
@@ -154,17 +154,22 @@ impl Client {
             };
             let same = matches!(&left_over.purpose, Purpose::Commit { plan: its, .. } if *its == plan);
             let Some(held) = self.shared.busy.take(left_over) else {
-                return Err(ClientError::Invalid(format!("a Commit in {group} is being sent by another operation")));
+                if Instant::now() >= deadline {
+                    return Err(ClientError::Invalid(format!("a Commit in {group} is being sent by another operation")));
+                }
+                sleep(Duration::from_millis(50)).await;
+                continue;
             };
-            match self.settle_commit(held, deadline).await? {
-                CommitOutcome::Won(epoch) if same => return Ok(epoch),
-                CommitOutcome::Refused(rejection) if same => return Err(rejection.into()),
-                CommitOutcome::Lost { epoch } => self.await_epoch(group, epoch, deadline).await?,
-                CommitOutcome::Won(_) | CommitOutcome::Proposals | CommitOutcome::Refused(_) => {}
+            match self.settle_commit(held, deadline).await {
+                Ok(CommitOutcome::Won(epoch)) if same => return Ok(epoch),
+                Ok(CommitOutcome::Refused(rejection)) if same => return Err(rejection.into()),
+                Ok(CommitOutcome::Lost { epoch }) => self.await_epoch(group, epoch, deadline).await?,
+                Ok(CommitOutcome::Won(_) | CommitOutcome::Proposals | CommitOutcome::Refused(_)) => {}
+                // Whoever had it before has settled it in the meantime.
+                Err(ClientError::Invalid(_)) => {}
+                Err(error) => return Err(error),
             }
-            self.pause(attempt).await;
         }
-        Err(Fault::new("the outbox holds more than one Commit of a group").into())
     }
 
     /// As [`Client::run_commit`], without one left over. The group's lock is held.
