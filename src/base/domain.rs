@@ -5,7 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// A DNS name in lower-case A-labels (RFC 1123 host name syntax), 1–253 octets, at least two labels, without a trailing dot.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Domain(Arc<str>);
 
 /// Why a text is not a [`Domain`].
@@ -47,6 +48,20 @@ impl FromStr for Domain {
             // An address in dotted form is no domain.
             && !text.bytes().all(|octet| octet.is_ascii_digit() || octet == b'.');
         if valid { Ok(Self(text.into())) } else { Err(InvalidDomain) }
+    }
+}
+
+impl TryFrom<String> for Domain {
+    type Error = InvalidDomain;
+
+    fn try_from(text: String) -> Result<Self, InvalidDomain> {
+        text.parse()
+    }
+}
+
+impl From<Domain> for String {
+    fn from(domain: Domain) -> Self {
+        domain.0.as_ref().to_owned()
     }
 }
 

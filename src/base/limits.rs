@@ -201,3 +201,6 @@ pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
 pub const PEERS_MAX: usize = 4_096;
+
+/// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
+pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);

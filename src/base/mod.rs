@@ -5,6 +5,8 @@ pub mod clock;
 pub mod crypto;
 pub mod domain;
 pub mod fault;
+#[cfg(feature = "fault-points")]
+pub mod fault_points;
 pub mod ids;
 pub mod limits;
 pub mod secret;

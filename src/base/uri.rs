@@ -28,6 +28,20 @@ fn split<'a>(text: &'a str, kind: &str) -> Option<(Domain, &'a str)> {
 
 macro_rules! text_forms {
     ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = InvalidUri;
+
+            fn try_from(text: String) -> Result<Self, InvalidUri> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.to_string()
+            }
+        }
+
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 fmt::Display::fmt(self, f)
@@ -49,7 +63,8 @@ macro_rules! text_forms {
 }
 
 /// A user: `mimi://a.example/u/alice`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct UserUri {
     domain: Domain,
     name: String,
@@ -103,7 +118,8 @@ impl fmt::Display for UserUri {
 text_forms!(UserUri);
 
 /// A client (one device of a user): `mimi://a.example/d/alice/phone`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ClientUri {
     user: UserUri,
     device: String,
@@ -148,7 +164,8 @@ impl fmt::Display for ClientUri {
 text_forms!(ClientUri);
 
 /// A group: `mimi://a.example/g/<unguessable id>`. Its octets are the MLS group id and its host is the hub.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct GroupUri {
     hub: Domain,
     id: String,

@@ -1,1 +1,174 @@
-//! storage
+//! Durable state: one writer that commits groups of transactions, a few readers, and one file of SQL per table group.
+//!
+//! Statements use `$1` placeholders and portable upserts, so that a second backend shares them; only `migrations/` knows column
+//! types. Every write is a [`Transaction`] with a name, run by the one [`Writer`]: nothing is acknowledged before its commit.
+
+pub mod accounts;
+pub mod answers;
+pub mod deliveries;
+pub mod groups;
+pub mod key_packages;
+pub mod lanes;
+pub mod queues;
+pub mod settings;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+
+use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::DATABASE_READERS;
+use writer::Writer;
+
+/// The connection type of the backend; statements are written against it.
+pub type Connection = SqliteConnection;
+
+/// A named write: all of it happens or none of it. `apply` may run a second time when another write of the same batch failed,
+/// so it takes `&self` and keeps nothing outside the connection.
+pub trait Transaction: Send + Sync + 'static {
+    /// Its name, for logs and metrics.
+    const NAME: &'static str;
+    /// What the writer learns, once it is on disk.
+    type Answer: Send + 'static;
+    /// Runs its statements.
+    fn apply(&self, connection: &mut Connection) -> impl Future<Output = Result<Self::Answer, Fault>> + Send;
+}
+
+/// A node's database.
+pub struct Storage {
+    writer: Writer,
+    readers: SqlitePool,
+    // Held as long as the database is open: a second instance would break the one-writer rule.
+    _lock: std::fs::File,
+}
+
+impl Storage {
+    /// Opens the database in `directory`, making or migrating it as needed, and locks it against a second instance.
+    pub async fn open(directory: &Path) -> Result<Self, Fault> {
+        let lock = lock(directory)?;
+        let path = directory.join("node.sqlite");
+        let options = options(&path)?;
+        let mut connection = writer::connect(&options).await?;
+        migrator()
+            .run_direct(None, &mut connection, true)
+            .await
+            .with_context(|| format!("could not bring {} up to date", path.display()))?;
+        restrict(&path)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(DATABASE_READERS)
+            .connect_with(options.clone().read_only(true))
+            .await
+            .with_context(|| format!("could not open {} for reading", path.display()))?;
+        Ok(Self { writer: Writer::start(options, connection), readers, _lock: lock })
+    }
+
+    /// Runs a write and returns once it is on disk.
+    pub async fn write<T: Transaction>(&self, transaction: T) -> Result<T::Answer, Fault> {
+        self.writer.submit(transaction).await?.await
+    }
+
+    /// Queues a write behind those queued before it; the returned future resolves once it is on disk.
+    pub async fn queue_write<T: Transaction>(
+        &self,
+        transaction: T,
+    ) -> Result<impl Future<Output = Result<T::Answer, Fault>> + Send + use<T>, Fault> {
+        self.writer.submit(transaction).await
+    }
+
+    /// Finishes the queued writes and closes the database.
+    pub async fn close(&self) {
+        self.writer.stop().await;
+        self.readers.close().await;
+    }
+
+    fn readers(&self) -> &SqlitePool {
+        &self.readers
+    }
+}
+
+fn options(path: &Path) -> Result<SqliteConnectOptions, Fault> {
+    Ok(SqliteConnectOptions::from_str("sqlite://")
+        .context("the database driver refused its own scheme")?
+        .filename(path)
+        .create_if_missing(true)
+        // Both are needed for an acknowledged row to survive a power cut.
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(std::time::Duration::from_secs(10)))
+}
+
+/// The backend's migrations, in order.
+fn migrator() -> Migrator {
+    let initial = include_str!("migrations/sqlite/0001_initial.sql");
+    Migrator::with_migrations(vec![Migration::new(
+        1,
+        "initial".into(),
+        MigrationType::Simple,
+        sqlx::SqlStr::from_static(initial),
+        false,
+    )])
+}
+
+fn lock(directory: &Path) -> Result<std::fs::File, Fault> {
+    let path: PathBuf = directory.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("could not open {}: does the data directory exist (`mimi-node init`)?", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Fault::new(format!("{} is in use by another mimi-node: stop it first", directory.display())))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(Fault::because(format!("could not lock {}", path.display()), error)),
+    }
+}
+
+/// The database holds private keys: nobody else reads it.
+fn restrict(path: &Path) -> Result<(), Fault> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("could not restrict the permissions of {}", path.display()))
+}
+
+/// `($1, $2), ($3, $4), …`: the VALUES of a multi-row statement.
+fn rows(rows: usize, columns: usize) -> String {
+    let mut next = 1;
+    let mut text = String::with_capacity(rows * columns * 5);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            if column > 0 {
+                text.push_str(", ");
+            }
+            text.push('$');
+            text.push_str(&next.to_string());
+            next += 1;
+        }
+        text.push(')');
+    }
+    text
+}
+
+/// `$first, $first+1, …`: the list of an IN with `count` values.
+fn list(first: usize, count: usize) -> String {
+    (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Rows per multi-row statement: few statements, each far below the backends' limit on parameters.
+const ROWS_PER_STATEMENT: usize = 50;
+
+/// A count or number of the protocol as the databases know it. All of ours stay far below 2^63.
+fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// And back; a negative one was never written by us and reads as 0.
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

@@ -149,11 +149,8 @@ impl Resolver {
     /// cached for as long as their TTL says.
     pub async fn resolve(&self, service: Service, domain: &Domain) -> Result<Vec<Target>, DiscoveryError> {
         if let Some(addresses) = self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty()) {
-            let target = |address: &SocketAddr| Target {
-                host: address.ip().to_string(),
-                port: address.port(),
-                addresses: vec![*address],
-            };
+            let target =
+                |address: &SocketAddr| Target { host: address.ip().to_string(), port: address.port(), addresses: vec![*address] };
             return Ok(addresses.iter().map(target).collect());
         }
         let name = service.srv_name(domain);

@@ -153,7 +153,7 @@ mod tests {
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
-    use crate::transport::testing::{Ca, bind as bind_any, local, loopback};
+    use crate::transport::testing::{Ca, bind as bind_any, local, own_loopback};
 
     fn runtime() -> Runtime {
         Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
@@ -173,7 +173,7 @@ mod tests {
         let ca = Ca::new("ca");
         let server = || ca.node("b.test").federation_server().expect("a server");
         let node = runtime();
-        let endpoint = node.block_on(async { bind(loopback(), Some(server()), first).expect("an endpoint") });
+        let endpoint = node.block_on(async { bind(own_loopback(2), Some(server()), first).expect("an endpoint") });
         let address = local(&endpoint);
         let accepting = endpoint.clone();
         node.spawn(async move {

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -19,6 +18,12 @@ pub(crate) fn domain(text: &str) -> Domain {
 
 pub(crate) fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// A loopback address that only the test with this number (from 2) binds to, so that a port of it that is freed for a while,
+/// as in a restart, cannot be taken by another test meanwhile.
+pub(crate) fn own_loopback(number: u8) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, number], 0))
 }
 
 /// An endpoint on a free port.

@@ -200,9 +200,10 @@ fn read(
     let key = PrivateKeyDer::from_pem_slice(key.expose())
         .context("the node's TLS key is not a private key in PEM (BEGIN PRIVATE KEY)")?;
     let identity = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            Fault::new(format!("the TLS key is not that of the certificate for {}: give the pair that was issued together", domain))
-        }
+        rustls::Error::InconsistentKeys(_) => Fault::new(format!(
+            "the TLS key is not that of the certificate for {}: give the pair that was issued together",
+            domain
+        )),
         other => Fault::because("the node's certificate and TLS key cannot be used", other),
     })?;
     if !verify::names_domain(&leaf, domain) {
@@ -229,4 +230,155 @@ fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, F
         return Err(Fault::new(format!("{what} holds no certificate (BEGIN CERTIFICATE)")));
     }
     Ok(certificates)
+}
+
+/// A peer that presents no certificate, which no configuration of a node does.
+#[cfg(test)]
+pub(crate) fn bare_federation_client(authority: &[u8]) -> Result<quinn::ClientConfig, Fault> {
+    let roots: Roots = Arc::new(ArcSwap::from_pointee(vec![anchor(authority).context("a certificate")?]));
+    let verifier = PeerVerifier { roots, algorithms: provider().signature_verification_algorithms };
+    let mut config = client_builder()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_FEDERATION.to_vec()];
+    quic_client(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::accept::peer_chain;
+    use crate::transport::testing::{Ca, Odd, bind, domain, local, pem_key};
+    use crate::transport::verify::spki_sha256;
+
+    fn refusal(outcome: Result<NodeTls, Fault>) -> String {
+        outcome.expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn an_identity_that_cannot_serve_is_refused_in_one_sentence() {
+        let ca = Ca::new("ca");
+        let (chain, key) = ca.leaf(&["b.test"], &Odd::default());
+        let (_, other_key) = ca.leaf(&["b.test"], &Odd::default());
+        let (b, key, other_key) = (domain("b.test"), pem_key(&key), pem_key(&other_key));
+        assert!(NodeTls::from_pem(&b, &chain, &key, &ca.pem).is_ok());
+        let error = refusal(NodeTls::from_pem(&b, &chain, &other_key, &ca.pem));
+        assert!(error.contains("the TLS key is not that of the certificate for b.test"), "{error}");
+        let error = refusal(NodeTls::from_pem(&domain("c.test"), &chain, &key, &ca.pem));
+        assert!(error.contains("stands for b.test, but this node serves c.test"), "{error}");
+        let error = refusal(NodeTls::from_pem(&b, "", &key, &ca.pem));
+        assert!(error.contains("the node's certificate holds no certificate"), "{error}");
+        let error = refusal(NodeTls::from_pem(&b, &chain, &Secret::new(chain.clone().into_bytes()), &ca.pem));
+        assert!(error.contains("not a private key in PEM"), "{error}");
+        let error = refusal(NodeTls::from_pem(&b, &chain, &key, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"));
+        assert!(error.contains("bundle of CAs"), "{error}");
+        let (wildcard, key) = ca.leaf(&["*.test"], &Odd::default());
+        let error = refusal(NodeTls::from_pem(&b, &wildcard, &pem_key(&key), &ca.pem));
+        assert!(error.contains("stands for *.test"), "{error}");
+    }
+
+    #[test]
+    fn names_are_compared_exactly() {
+        let ca = Ca::new("ca");
+        let names = |odd: Odd, names: &[&str]| {
+            let tls = ca.leaf(names, &odd).0;
+            CertificateDer::from_pem_slice(tls.as_bytes()).expect("a certificate").to_vec()
+        };
+        let srv = |name: &str| names(Odd { srv_name: Some(name.to_owned()), ..Odd::default() }, &[]);
+        let b = domain("b.test");
+        assert!(verify::names_domain(&names(Odd::default(), &["c.test", "B.test"]), &b));
+        assert!(verify::names_domain(&srv("_mimi-fed.b.test"), &b));
+        for no in [
+            names(Odd::default(), &["a.b.test", "*.test"]),
+            srv("_mimi-fed.c.test"),
+            srv("_xmpp.b.test"),
+            srv("b.test"),
+            ca.der.clone(),
+            b"no certificate".to_vec(),
+        ] {
+            assert!(!verify::names_domain(&no, &b));
+        }
+    }
+
+    /// Connects a client to a node's client port; what the node sees of its certificates, or the error either side shows.
+    async fn connect(
+        node: &NodeTls,
+        as_roots: &[Vec<u8>],
+        pin: [u8; 32],
+        identity: Option<&ClientIdentity>,
+    ) -> Result<Vec<Vec<u8>>, String> {
+        let server = bind(Some(node.client_server(as_roots).expect("a server")));
+        let client = bind(None);
+        let config = client_config(pin, identity).expect("a client");
+        let dial = async {
+            let dialled = client.connect_with(config, local(&server), "b.test").expect("a dial").await;
+            match dialled {
+                // A refused client certificate shows only now.
+                Ok(connection) => connection.closed().await.to_string(),
+                Err(error) => error.to_string(),
+            }
+        };
+        let accept = async {
+            let connection = server.accept().await.expect("an open endpoint").await.map_err(|error| error.to_string())?;
+            Ok(peer_chain(&connection))
+        };
+        let (dialled, accepted): (_, Result<_, String>) = tokio::join!(dial, accept);
+        accepted.map_err(|error| format!("{error} | {dialled}"))
+    }
+
+    #[tokio::test]
+    async fn a_client_pins_its_domains_ca_and_shows_its_chain_or_none() {
+        let (tls_ca, other_ca) = (Ca::new("tls"), Ca::new("other"));
+        let (root, other_root) = (Ca::new_ed25519("as"), Ca::new_ed25519("other as"));
+        let node = tls_ca.node("b.test");
+        let pin = spki_sha256(&tls_ca.der).expect("a certificate");
+        let as_roots = [other_root.der.clone(), root.der.clone()];
+        let user = root.user("alice");
+        let (certificate, key) = user.client();
+        let alice = ClientIdentity { chain: vec![certificate, user.der.clone()], key };
+
+        assert_eq!(connect(&node, &as_roots, pin, None).await, Ok(vec![]));
+        assert_eq!(connect(&node, &as_roots, pin, Some(&alice)).await, Ok(alice.chain.clone()));
+        let outcome = connect(&node, &as_roots[..1], pin, Some(&alice)).await;
+        assert!(outcome.as_ref().is_err_and(|error| error.contains("UnknownIssuer")), "under another AS root: {outcome:?}");
+
+        let (certificate, key) = root.client();
+        let short = ClientIdentity { chain: vec![certificate], key };
+        let outcome = connect(&node, &as_roots, pin, Some(&short)).await;
+        assert!(outcome.as_ref().is_err_and(|error| error.contains("client certificate and its user")), "{outcome:?}");
+
+        let wrong_pin = spki_sha256(&other_ca.der).expect("a certificate");
+        let outcome = connect(&node, &as_roots, wrong_pin, Some(&alice)).await;
+        assert!(outcome.as_ref().is_err_and(|error| error.contains("UnknownIssuer")), "another CA: {outcome:?}");
+        let outcome = connect(&tls_ca.node("c.test"), &as_roots, pin, None).await;
+        assert!(outcome.as_ref().is_err_and(|error| error.contains("not valid for name")), "another domain: {outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_pinned_ca_must_have_issued_the_certificate() {
+        let (tls_ca, other_ca) = (Ca::new("tls"), Ca::new("other"));
+        // A certificate of another CA, with the pinned CA merely sent along.
+        let (chain, key) = other_ca.leaf(&["b.test"], &Odd::default());
+        let forged = NodeTls::from_pem(&domain("b.test"), &(chain + &tls_ca.pem), &pem_key(&key), &tls_ca.pem).expect("one");
+        let pin = spki_sha256(&tls_ca.der).expect("a certificate");
+        assert!(connect(&forged, &[], pin, None).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reloaded_certificate_is_used_from_the_next_handshake_on() {
+        let ca = Ca::new("ca");
+        let node = ca.node("b.test");
+        let before = node.chain();
+        let (chain, key) = ca.leaf(&["b.test"], &Odd::default());
+        let (wrong, wrong_key) = ca.leaf(&["c.test"], &Odd::default());
+        assert!(node.reload(&wrong, &pem_key(&wrong_key), &ca.pem).is_err());
+        assert_eq!(node.chain(), before);
+        let server = bind(Some(node.federation_server().expect("a server")));
+        node.reload(&chain, &pem_key(&key), &ca.pem).expect("a good identity");
+        let client = bind(None);
+        let config = ca.node("a.test").federation_client().expect("a client");
+        let dial = async { client.connect_with(config, local(&server), "b.test").expect("a dial").await.expect("a connection") };
+        let accept = async { server.accept().await.expect("an open endpoint").await.expect("a handshake") };
+        let (dialled, _held) = tokio::join!(dial, accept);
+        assert_eq!(peer_chain(&dialled), node.chain());
+        assert_ne!(node.chain(), before);
+    }
 }

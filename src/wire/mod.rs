@@ -11,6 +11,8 @@ pub mod info;
 pub mod invitation;
 pub mod keys;
 pub mod peer;
+#[cfg(test)]
+mod properties;
 pub mod qs;
 pub mod receipt;
 pub mod reply;

@@ -1,0 +1,54 @@
+//! Whose leaf is it: every credential is checked when its leaf enters (R8).
+
+use super::{Hub, Refusal};
+use crate::base::{ClientUri, Domain};
+use crate::identity::chain::{ClientIdentity, claimed_client, validate_client_chain};
+use crate::mls::credential::LeafClaim;
+use crate::wire::ds::ClientQueueConfig;
+use crate::wire::{ErrorCode, Rejection};
+
+use super::state::QueueAddress;
+use crate::base::limits::QUEUE_INFORMATION_BYTES_MAX;
+
+/// DS-020 (R8): the chain leads to an AS root of the domain in the client's name, is valid now, and certifies the leaf's key.
+pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentity, Refusal> {
+    let refused = || Rejection::from(ErrorCode::InvalidCredential);
+    let claimed = claimed_client(&claim.chain).map_err(|_| refused())?;
+    let Some(roots) = hub.roots.get(claimed.domain()) else {
+        return Err(Refusal::NeedsRoots(vec![claimed.domain().clone()]));
+    };
+    let identity = validate_client_chain(&claim.chain, roots, hub.now).map_err(|_| refused())?;
+    if identity.public_key != claim.signature_key {
+        return Err(refused().into());
+    }
+    Ok(identity)
+}
+
+/// DS-021: as [`identify`] for many leaves; asks for all missing roots at once.
+pub(super) fn identify_all<'a>(
+    hub: &Hub<'_>,
+    claims: impl IntoIterator<Item = &'a LeafClaim>,
+) -> Result<Vec<ClientIdentity>, Refusal> {
+    let mut missing: Vec<Domain> = Vec::new();
+    let mut identities = Vec::new();
+    for claim in claims {
+        match identify(hub, claim) {
+            Ok(identity) => identities.push(identity),
+            Err(Refusal::NeedsRoots(domains)) => missing.extend(domains),
+            Err(rejected) => return Err(rejected),
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    if missing.is_empty() { Ok(identities) } else { Err(Refusal::NeedsRoots(missing)) }
+}
+
+/// DS-022 (S15): the queue is in the domain of the leaf's credential, and its information is there and not too large.
+pub(super) fn queue_of(client: &ClientUri, config: &ClientQueueConfig) -> Result<QueueAddress, Rejection> {
+    let domain = Domain::from_bytes(&config.qs_domain).map_err(|_| Rejection::from(ErrorCode::InvalidQueueConfig))?;
+    let information = config.client_queue_information.to_vec();
+    if &domain != client.domain() || information.is_empty() || information.len() > QUEUE_INFORMATION_BYTES_MAX {
+        return Err(ErrorCode::InvalidQueueConfig.into());
+    }
+    Ok(QueueAddress { domain, information })
+}

@@ -1,0 +1,44 @@
+//! send_message (R1, R2): never touches the tree.
+
+use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, StateChange};
+use crate::base::limits::{APPLICATION_MESSAGE_BYTES_MAX, APPLICATION_PAST_EPOCHS_MAX};
+use crate::mls::message::application_frame;
+use crate::wire::ds::SendMessage;
+use crate::wire::qs::{DeliveredMessage, Delivery};
+use crate::wire::reply::MessageAccepted;
+use crate::wire::{ErrorCode, Rejection, Reply};
+
+/// Decides a send_message.
+pub fn decide(hub: &Hub<'_>, state: &GroupState, sender: &Authenticated, body: &SendMessage) -> Result<Outcome, Rejection> {
+    // DS-060: limits come before decoding.
+    if body.message.len() > APPLICATION_MESSAGE_BYTES_MAX {
+        return Err(ErrorCode::TooLarge.into());
+    }
+    // DS-061 (R1): an application message in a PrivateMessage.
+    let frame = application_frame(&body.message)?;
+    // DS-062 (R2): of this group.
+    if frame.group_id != state.uri.to_bytes() {
+        return Err(ErrorCode::InvalidMessage.into());
+    }
+    // DS-063 (R2): of this epoch or one shortly before it.
+    let current = state.head.epoch;
+    if frame.epoch > current || current - frame.epoch > APPLICATION_PAST_EPOCHS_MAX {
+        return Err(Rejection::wrong_epoch(current, state.commit_hash(frame.epoch)));
+    }
+    // DS-064: by a member that has spoken for itself, of an epoch in which it was one.
+    let member = state.members.get(&sender.leaf_index).ok_or(ErrorCode::NotAuthorized)?;
+    if sender.as_joiner || frame.epoch < member.joined_epoch {
+        return Err(ErrorCode::NotAuthorized.into());
+    }
+    // Who joined after the message's epoch could not read it.
+    let readers = state.members.iter().filter(|(_, member)| member.joined_epoch <= frame.epoch);
+    let recipients = readers
+        .filter(|(leaf_index, _)| **leaf_index != sender.leaf_index)
+        .map(|(leaf_index, member)| Recipient { leaf_index: *leaf_index, queue: member.queue.clone() })
+        .collect::<Vec<_>>();
+    let delivery = Delivery::Message(DeliveredMessage { message: body.message.clone(), receipt: None });
+    let fan_out = FanOut { group: state.uri.clone(), epoch: frame.epoch, delivery, recipients };
+    let change = state.head_without_joiner(sender.leaf_index).map(|head| StateChange { head, ..StateChange::default() });
+    let reply = Reply::MessageAccepted(MessageAccepted { epoch: current, accepted_at_ms: hub.now.0 });
+    Ok(Outcome { reply, change, fan_out: vec![fan_out] })
+}

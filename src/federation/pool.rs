@@ -1,0 +1,430 @@
+//! [`PeerPool`]: one connection per peer, shared by all requests and lanes to it (C2, C4).
+//!
+//! A peer's link is down, being dialled (once, by a task of the pool; everyone else waits for its result) or up. Only the gate
+//! decides whether a link that is down is dialled.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::dial::Dialer;
+use super::error::{self, PeerError, Sent, Why};
+use super::gate::{Gate, Verdict};
+use super::hello::Hello;
+use crate::base::{Domain, Fault, limits};
+use crate::transport::frame::{read_frame_by, write_frame_by};
+use crate::transport::{CloseCode, FrameError, NodeTls, Resolver};
+
+/// The connections of this node to its peers. Clones share them; the last one dropped ends them.
+#[derive(Clone)]
+pub struct PeerPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    own: Domain,
+    dialer: Arc<Dialer>,
+    peers: Mutex<HashMap<Domain, Arc<Peer>>>,
+    /// The dial sequences under way; they end with the pool.
+    dials: Mutex<JoinSet<()>>,
+}
+
+/// One peer: its link, and the gate that decides when to dial.
+struct Peer {
+    domain: Domain,
+    state: Mutex<State>,
+    /// Told when the gate may have opened.
+    changed: Notify,
+}
+
+struct State {
+    link: Link,
+    gate: Gate,
+    last_used: Instant,
+}
+
+enum Link {
+    Down,
+    Dialling(watch::Receiver<Option<Result<Arc<Live>, PeerError>>>),
+    Up(Arc<Live>),
+}
+
+/// A connection that is up: `hello` has been exchanged.
+struct Live {
+    connection: Connection,
+    since: Instant,
+    /// How many answers arrived on it.
+    answers: AtomicU64,
+}
+
+/// A lock whose holder panicked is still good: every change under it is complete at any point.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl PeerPool {
+    /// A pool that dials from `endpoint` as `own`, finds peers with `resolver` and greets them with `hello`. Connects to nobody
+    /// yet. Must be used within a tokio runtime.
+    pub fn new(endpoint: Endpoint, tls: &NodeTls, resolver: Resolver, own: Domain, hello: Arc<dyn Hello>) -> Result<Self, Fault> {
+        let dialer = Arc::new(Dialer { endpoint, config: tls.federation_client()?, resolver, hello });
+        Ok(Self { shared: Arc::new(Shared { own, dialer, peers: Mutex::default(), dials: Mutex::default() }) })
+    }
+
+    /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
+    /// before `deadline`. Connects first where needed and allowed; while the peer backs off it fails at once.
+    ///
+    /// A request that times out closes the connection, unless another was answered on it meanwhile, so that the next one
+    /// redials. [`PeerError::sent`] tells whether it can have had an effect.
+    pub async fn request(
+        &self,
+        domain: &Domain,
+        frame: &[u8],
+        response_limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, PeerError> {
+        let peer = self.peer(domain)?;
+        let mut may_redial = true;
+        loop {
+            let (live, cached) = self.live(&peer, deadline).await?;
+            match exchange(domain, &live, frame, response_limit, deadline).await {
+                Err(error) if may_redial && cached && lost_unused(&live, &error) => may_redial = false,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Opens a stream to `domain` on which several frames are written and answered in order, as a lane's are. The peer notices
+    /// it with the first frame.
+    pub async fn open_stream(&self, domain: &Domain, deadline: Instant) -> Result<PeerStream, PeerError> {
+        let peer = self.peer(domain)?;
+        let mut may_redial = true;
+        loop {
+            let (live, cached) = self.live(&peer, deadline).await?;
+            match open(domain, &live, deadline).await {
+                Err(error) if may_redial && cached && lost_unused(&live, &error) => may_redial = false,
+                Err(error) => return Err(error),
+                Ok((send, recv)) => {
+                    let sender = PeerSender { peer: domain.clone(), send };
+                    let receiver = PeerReceiver { peer: domain.clone(), recv, live };
+                    return Ok(PeerStream { sender, receiver });
+                }
+            }
+        }
+    }
+
+    /// `domain` has connected to us and shown its certificate: if we are backing off from it, one attempt is allowed at once.
+    pub fn inbound_contact(&self, domain: &Domain) {
+        if let Some(peer) = lock(&self.shared.peers).get(domain).cloned()
+            && lock(&peer.state).gate.inbound_contact(Instant::now().into_std())
+        {
+            peer.changed.notify_waiters();
+        }
+    }
+
+    /// Allows one attempt to reach `domain` at once, whatever its back-off, and tells those who wait for it.
+    pub fn wake(&self, domain: &Domain) {
+        if let Some(peer) = lock(&self.shared.peers).get(domain).cloned() {
+            lock(&peer.state).gate.wake(Instant::now().into_std());
+            peer.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until `domain` may be tried: at once unless it backs off. Cancel-safe.
+    pub async fn wait_until_ready(&self, domain: &Domain) {
+        let Ok(peer) = self.peer(domain) else { return };
+        loop {
+            let mut changed = std::pin::pin!(peer.changed.notified());
+            // Registered before looking, so that no change in between is missed.
+            changed.as_mut().enable();
+            let Some(until) = lock(&peer.state).gate.closed_until(Instant::now().into_std()) else { return };
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until.into()) => {}
+            }
+        }
+    }
+
+    /// Whether a connection to `domain` is up now.
+    pub fn is_up(&self, domain: &Domain) -> bool {
+        let peer = lock(&self.shared.peers).get(domain).cloned();
+        peer.is_some_and(|peer| lock(&peer.state).live().is_some())
+    }
+
+    /// Closes the connection to `domain`, if any, as when the policy for it has changed. It may be dialled again.
+    pub fn close(&self, domain: &Domain, code: CloseCode) {
+        if let Some(peer) = lock(&self.shared.peers).get(domain).cloned() {
+            lock(&peer.state).close(code);
+        }
+    }
+
+    /// Closes every connection and abandons every dial, as when the node stops or its certificate has changed. A later request
+    /// dials again.
+    pub fn close_all(&self, code: CloseCode) {
+        lock(&self.shared.dials).abort_all();
+        let peers: Vec<_> = lock(&self.shared.peers).values().cloned().collect();
+        for peer in peers {
+            lock(&peer.state).close(code);
+        }
+    }
+
+    /// The peer's entry, made when there is none. Over [`limits::PEERS_MAX`] the one used longest ago goes, as long as nobody
+    /// waits for it.
+    fn peer(&self, domain: &Domain) -> Result<Arc<Peer>, PeerError> {
+        if *domain == self.shared.own {
+            return Err(PeerError::not_sent(domain, Why::Local, "this is the node's own domain"));
+        }
+        let mut peers = lock(&self.shared.peers);
+        if let Some(peer) = peers.get(domain) {
+            return Ok(peer.clone());
+        }
+        if peers.len() >= limits::PEERS_MAX {
+            let unused = peers.values().filter(|peer| Arc::strong_count(peer) == 1);
+            let oldest = unused.min_by_key(|peer| {
+                let mut state = lock(&peer.state);
+                (state.live().is_some(), state.last_used)
+            });
+            let Some(oldest) = oldest.map(|peer| peer.domain.clone()) else {
+                return Err(PeerError::not_sent(domain, Why::Local, "too many peers are in use"));
+            };
+            peers.remove(&oldest);
+        }
+        let gate = Gate::new(domain.clone(), rand::random());
+        let state = State { link: Link::Down, gate, last_used: Instant::now() };
+        let peer = Arc::new(Peer { domain: domain.clone(), state: Mutex::new(state), changed: Notify::new() });
+        peers.insert(domain.clone(), peer.clone());
+        Ok(peer)
+    }
+
+    /// The peer's connection, dialled if need be; and whether it was there before.
+    async fn live(&self, peer: &Arc<Peer>, deadline: Instant) -> Result<(Arc<Live>, bool), PeerError> {
+        let mut dial = {
+            let mut state = lock(&peer.state);
+            state.last_used = Instant::now();
+            if let Some(live) = state.live() {
+                return Ok((live, true));
+            }
+            match &state.link {
+                Link::Dialling(dial) => dial.clone(),
+                _ => match state.gate.may_try(Instant::now().into_std()) {
+                    Verdict::Try => {
+                        let (sender, dial) = watch::channel(None);
+                        state.link = Link::Dialling(dial.clone());
+                        self.spawn_dial(peer.clone(), sender);
+                        dial
+                    }
+                    Verdict::Wait(until, cause) => {
+                        let detail = "a try before its back-off ends would only add load";
+                        let why = Why::BackingOff { until, cause: Box::new(cause) };
+                        return Err(PeerError::not_sent(&peer.domain, why, detail));
+                    }
+                },
+            }
+        };
+        let outcome = match timeout_at(deadline, dial.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => outcome.clone(),
+            Ok(Err(_)) => None,
+            Err(_) => return Err(PeerError::not_sent(&peer.domain, Why::TimedOut, "connecting took too long")),
+        };
+        let abandoned = || Err(PeerError::not_sent(&peer.domain, Why::Closed, "the attempt to connect was abandoned"));
+        outcome.unwrap_or_else(abandoned).map(|live| (live, false))
+    }
+
+    /// Dials in a task of the pool, so that a caller who gives up takes no one else's connection away.
+    fn spawn_dial(&self, peer: Arc<Peer>, result: watch::Sender<Option<Result<Arc<Live>, PeerError>>>) {
+        let dialer = self.shared.dialer.clone();
+        let mut dials = lock(&self.shared.dials);
+        while dials.try_join_next().is_some() {}
+        dials.spawn(async move {
+            let abandoned = Abandoned(&peer);
+            let outcome = dialer.dial(&peer.domain).await;
+            let outcome = outcome.map(|connection| {
+                tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
+                Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0) })
+            });
+            {
+                let mut state = lock(&peer.state);
+                match &outcome {
+                    Ok(live) => {
+                        state.gate.succeeded();
+                        state.link = Link::Up(live.clone());
+                    }
+                    Err(error) => {
+                        state.gate.failed(Instant::now().into_std(), error.why.clone(), &error.detail);
+                        state.link = Link::Down;
+                    }
+                }
+            }
+            std::mem::forget(abandoned);
+            peer.changed.notify_waiters();
+            // Whoever waited may have given up.
+            let _ = result.send(Some(outcome));
+        });
+    }
+}
+
+/// Dropped when a dial ends without a result: the link is down then, and may be dialled by the next one.
+struct Abandoned<'a>(&'a Peer);
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).link = Link::Down;
+    }
+}
+
+impl State {
+    /// The connection, if it is up. One that was lost is forgotten here; if it never was of use, that is a failed attempt.
+    fn live(&mut self) -> Option<Arc<Live>> {
+        let Link::Up(live) = &self.link else { return None };
+        let Some(reason) = live.connection.close_reason() else { return Some(live.clone()) };
+        let of_use = live.answers.load(Ordering::Relaxed) > 0 || live.since.elapsed() >= limits::CONNECTION_STABLE_AFTER;
+        if !of_use && reason != quinn::ConnectionError::LocallyClosed {
+            // Else a peer that greets and then hangs up would be dialled in a loop.
+            let why = error::connection_failure(&reason).0;
+            self.gate.failed(Instant::now().into_std(), why, &reason.to_string());
+        }
+        self.link = Link::Down;
+        None
+    }
+
+    fn close(&mut self, code: CloseCode) {
+        if let Some(live) = self.live() {
+            code.close(&live.connection, code.text());
+            self.link = Link::Down;
+        }
+    }
+}
+
+impl Live {
+    fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An answer did not come in time. If none came at all since `before`, the connection itself is suspect.
+    fn suspect(&self, peer: &Domain, before: u64) {
+        if self.answers() == before && self.connection.close_reason().is_none() {
+            tracing::warn!(%peer, "peer did not answer in time; its connection is closed and made anew when needed");
+            CloseCode::TimedOut.close(&self.connection, "no answer in time");
+        }
+    }
+}
+
+/// Whether a connection that was there before turned out to be lost before anything was sent: then a new one is made at once.
+fn lost_unused(live: &Live, error: &PeerError) -> bool {
+    error.sent == Sent::NotSent && live.connection.close_reason().is_some()
+}
+
+/// A new stream. Waits while the peer allows no more at once.
+async fn open(peer: &Domain, live: &Live, deadline: Instant) -> Result<(SendStream, RecvStream), PeerError> {
+    match timeout_at(deadline, live.connection.open_bi()).await {
+        Ok(opened) => opened.map_err(|error| PeerError::connection(peer, &error, Sent::NotSent)),
+        Err(_) => Err(PeerError::not_sent(peer, Why::TimedOut, "too many requests to this peer are waiting")),
+    }
+}
+
+/// One request on one stream.
+async fn exchange(
+    peer: &Domain,
+    live: &Live,
+    frame: &[u8],
+    response_limit: usize,
+    deadline: Instant,
+) -> Result<Vec<u8>, PeerError> {
+    let (send, mut recv) = open(peer, live, deadline).await?;
+    let mut sender = PeerSender { peer: peer.clone(), send };
+    let before = live.answers();
+    if let Err(error) = sender.write(frame, deadline).await {
+        if error.why == Why::TimedOut {
+            live.suspect(peer, before);
+        }
+        return Err(error);
+    }
+    sender.finish();
+    read_answer(peer, live, &mut recv, response_limit, deadline, before).await
+}
+
+/// Reads one answer; any failure leaves the outcome unknown, except where the peer says that it did not look.
+async fn read_answer(
+    peer: &Domain,
+    live: &Live,
+    recv: &mut RecvStream,
+    limit: usize,
+    deadline: Instant,
+    before: u64,
+) -> Result<Vec<u8>, PeerError> {
+    match read_frame_by(recv, limit, deadline).await {
+        Ok(Some(answer)) => {
+            live.answered();
+            Ok(answer)
+        }
+        Ok(None) => Err(PeerError::new(peer, Why::Closed, Sent::OutcomeUnknown, "the peer ended the stream without an answer")),
+        Err(error) => {
+            if matches!(error, FrameError::TimedOut) {
+                live.suspect(peer, before);
+            }
+            let _ = recv.stop(error.code().number());
+            Err(PeerError::frame(peer, &error, Sent::OutcomeUnknown))
+        }
+    }
+}
+
+/// A stream to a peer on which frames are written and answered in order. Its halves may be used from different tasks; dropping
+/// both ends the stream.
+pub struct PeerStream {
+    /// Where frames are written.
+    pub sender: PeerSender,
+    /// Where their answers come from.
+    pub receiver: PeerReceiver,
+}
+
+/// The writing half of a [`PeerStream`].
+pub struct PeerSender {
+    peer: Domain,
+    send: SendStream,
+}
+
+/// The reading half of a [`PeerStream`].
+pub struct PeerReceiver {
+    peer: Domain,
+    recv: RecvStream,
+    live: Arc<Live>,
+}
+
+impl PeerSender {
+    /// Writes one frame of at most [`limits::FRAME_BYTES_MAX`], waiting for the peer's flow control until `deadline`. On error
+    /// the peer cannot have received the whole frame; the stream is of no more use.
+    pub async fn write(&mut self, frame: &[u8], deadline: Instant) -> Result<(), PeerError> {
+        if frame.len() > limits::FRAME_BYTES_MAX {
+            let detail = format!("a frame of {} octets is over the limit of {}", frame.len(), limits::FRAME_BYTES_MAX);
+            return Err(PeerError::not_sent(&self.peer, Why::TooLarge, detail));
+        }
+        write_frame_by(&mut self.send, frame, deadline).await.map_err(|error| {
+            // Without this, the end of a half-written frame would look like a fault of ours.
+            let _ = self.send.reset(CloseCode::Cancelled.number());
+            PeerError::frame(&self.peer, &error, Sent::NotSent)
+        })
+    }
+
+    /// Tells the peer that no more frames come.
+    pub fn finish(&mut self) {
+        // Fails only on a stream that has ended already, which the receiver reports.
+        let _ = self.send.finish();
+    }
+}
+
+impl PeerReceiver {
+    /// Reads the next answer, at most `limit` octets, before `deadline`. On error the stream is of no more use; when the
+    /// deadline passed and nothing at all was answered on the connection meanwhile, that is closed. Not cancel-safe.
+    pub async fn read(&mut self, limit: usize, deadline: Instant) -> Result<Vec<u8>, PeerError> {
+        let before = self.live.answers();
+        read_answer(&self.peer, &self.live, &mut self.recv, limit, deadline, before).await
+    }
+}

@@ -1,0 +1,186 @@
+//! The one writer: it drains its queue into one database transaction, commits, and only then answers everyone. No artificial
+//! delay: batches form under load, because a commit takes as long as the disk needs.
+
+use std::pin::Pin;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::{Connection, Transaction};
+use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::{WRITER_BATCH_MAX, WRITER_QUEUE_MAX};
+
+type Boxed<'a> = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>;
+
+/// A queued write, its types erased.
+trait Job: Send {
+    fn name(&self) -> &'static str;
+    /// Runs the statements and keeps the answer back.
+    fn apply<'a>(&'a mut self, connection: &'a mut Connection) -> Boxed<'a>;
+    /// The transaction is on disk: hands the answer out.
+    fn committed(self: Box<Self>);
+    /// It is not, or nobody knows.
+    fn failed(self: Box<Self>, fault: Fault);
+}
+
+struct Queued<T: Transaction> {
+    transaction: T,
+    answer: Option<T::Answer>,
+    to: oneshot::Sender<Result<T::Answer, Fault>>,
+}
+
+impl<T: Transaction> Job for Queued<T> {
+    fn name(&self) -> &'static str {
+        T::NAME
+    }
+
+    fn apply<'a>(&'a mut self, connection: &'a mut Connection) -> Boxed<'a> {
+        Box::pin(async {
+            self.answer = Some(self.transaction.apply(connection).await?);
+            Ok(())
+        })
+    }
+
+    fn committed(self: Box<Self>) {
+        let answer = self.answer.context("a write was committed without having run");
+        // Whoever asked may have gone away; what is written stays written.
+        let _ = self.to.send(answer);
+    }
+
+    fn failed(self: Box<Self>, fault: Fault) {
+        let _ = self.to.send(Err(fault));
+    }
+}
+
+pub(super) struct Writer {
+    jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(options: SqliteConnectOptions, connection: Connection) -> Self {
+        let (sender, receiver) = mpsc::channel(WRITER_QUEUE_MAX);
+        let task = tokio::spawn(run(options, connection, receiver));
+        Self { jobs: Mutex::new(Some(sender)), task: Mutex::new(Some(task)) }
+    }
+
+    /// Queues a write. The order of two submissions that follow each other is the order of their writes.
+    pub(super) async fn submit<T: Transaction>(
+        &self,
+        transaction: T,
+    ) -> Result<impl Future<Output = Result<T::Answer, Fault>> + Send + use<T>, Fault> {
+        let (to, answer) = oneshot::channel();
+        let sender = self.jobs.lock().await.clone().context("the database is closed")?;
+        let job: Box<dyn Job> = Box::new(Queued { transaction, answer: None, to });
+        sender.send(job).await.map_err(|_| Fault::new("the database writer has ended"))?;
+        Ok(async move { answer.await.context("the database writer has ended")? })
+    }
+
+    /// Finishes what is queued and closes the connection.
+    pub(super) async fn stop(&self) {
+        self.jobs.lock().await.take();
+        if let Some(task) = self.task.lock().await.take()
+            && let Err(error) = task.await
+        {
+            tracing::error!("the database writer ended badly: {error}");
+        }
+    }
+}
+
+pub(super) async fn connect(options: &SqliteConnectOptions) -> Result<Connection, Fault> {
+    options.connect().await.with_context(|| format!("could not open {}", options.get_filename().display()))
+}
+
+async fn run(options: SqliteConnectOptions, connection: Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+    let mut connection = Some(connection);
+    let mut batch = Vec::with_capacity(WRITER_BATCH_MAX);
+    while jobs.recv_many(&mut batch, WRITER_BATCH_MAX).await > 0 {
+        let jobs = std::mem::take(&mut batch);
+        write_batch(&options, &mut connection, jobs).await;
+    }
+    if let Some(connection) = connection
+        && let Err(error) = connection.close().await
+    {
+        tracing::warn!("could not close the database cleanly: {error}");
+    }
+}
+
+/// How a batch ended.
+enum Ended {
+    OnDisk,
+    /// A statement failed before the commit: certainly not on disk.
+    NotWritten(Fault),
+    /// The commit itself failed: nobody knows (every write has an idempotency key for this).
+    Unknown(Fault),
+}
+
+async fn write_batch(options: &SqliteConnectOptions, connection: &mut Option<Connection>, mut jobs: Vec<Box<dyn Job>>) {
+    match attempt(options, connection, &mut jobs).await {
+        Ended::OnDisk => {
+            #[cfg(feature = "fault-points")]
+            crate::base::fault_points::reached("committed", || jobs.iter().map(|job| job.name()).collect::<Vec<_>>().join(" "));
+            for job in jobs {
+                job.committed();
+            }
+        }
+        Ended::Unknown(fault) => {
+            tracing::error!("a database commit failed: {fault}");
+            fail_all(jobs, &fault);
+        }
+        Ended::NotWritten(fault) if jobs.len() == 1 => {
+            tracing::error!("database write {} failed: {fault}", jobs.first().map_or("", |job| job.name()));
+            fail_all(jobs, &fault);
+        }
+        // One of them is at fault; alone, each is answered for itself.
+        Ended::NotWritten(_) => {
+            for job in jobs {
+                Box::pin(write_batch(options, connection, vec![job])).await;
+            }
+        }
+    }
+}
+
+fn fail_all(jobs: Vec<Box<dyn Job>>, fault: &Fault) {
+    for job in jobs {
+        job.failed(Fault::new(fault.to_string()));
+    }
+}
+
+async fn attempt(options: &SqliteConnectOptions, slot: &mut Option<Connection>, jobs: &mut [Box<dyn Job>]) -> Ended {
+    // After any error the connection is thrown away: sqlx may believe in a transaction that the database does not know, and
+    // what follows on it would be lost.
+    let mut connection = match slot.take() {
+        Some(connection) => connection,
+        None => match connect(options).await {
+            Ok(connection) => connection,
+            Err(fault) => return Ended::NotWritten(fault),
+        },
+    };
+    let ended = async {
+        let mut transaction = match connection.begin_with("BEGIN IMMEDIATE").await {
+            Ok(transaction) => transaction,
+            Err(error) => return Ended::NotWritten(Fault::because("could not begin a transaction", error)),
+        };
+        for job in jobs {
+            if let Err(fault) = job.apply(&mut transaction).await {
+                return Ended::NotWritten(fault);
+            }
+        }
+        match transaction.commit().await {
+            Ok(()) => Ended::OnDisk,
+            Err(error) => Ended::Unknown(Fault::because("could not commit", error)),
+        }
+    }
+    .await;
+    match ended {
+        Ended::OnDisk => *slot = Some(connection),
+        Ended::NotWritten(_) | Ended::Unknown(_) => {
+            if let Err(error) = connection.close_hard().await {
+                tracing::warn!("could not close a failed database connection: {error}");
+            }
+        }
+    }
+    ended
+}
