@@ -1,5 +1,6 @@
 //! The commands of `mimi-node` and `mimi-client`: arguments in, one plain sentence and an exit code out.
 
+pub mod client;
 pub mod node;
 
 mod certs;

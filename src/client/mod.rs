@@ -1,1 +1,397 @@
-//! client
+//! The client library: the member's side of MLS over one's own node. `mimi-client` is made of it, and so are the tests.
+//!
+//! | file | is |
+//! |---|---|
+//! | [`enrol`] | from an invitation to certificates, queue and KeyPackages |
+//! | [`groups`] | what a user does: create, add, remove, update, send |
+//! | [`listen`] | receiving, by asking or by being told |
+//! | `core`, `receive`, `outgoing` | the state machine: synchronous, one state write per step, no network |
+//! | `state`, [`history`], `log` | what is on disk |
+//! | `outbox`, `connection` | requests sent until answered, over a connection that mends itself |
+//! | `mls`, `seal`, `keys` | MLS, sealed queue information, KeyPackages |
+//!
+//! Nothing is sent before the state that made it is on disk, and nothing is acknowledged before the state that holds it is. A
+//! client that is killed at any moment and opened again sends what was unanswered, with the same request ids, and misses
+//! nothing.
+
+mod connection;
+mod core;
+pub mod enrol;
+mod error;
+mod event;
+pub mod groups;
+pub mod history;
+mod keys;
+pub mod listen;
+mod log;
+mod mls;
+mod outbox;
+mod outgoing;
+mod receive;
+mod seal;
+mod state;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+
+use self::connection::Node;
+use self::core::{Core, Result};
+pub use self::error::ClientError;
+pub use self::event::Event;
+pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};
+pub use self::history::HistoryLine;
+pub use self::listen::Listener;
+use self::mls::{Leaf, Provider};
+use self::outbox::{Busy, NotConfirmed, Question};
+pub use self::state::GroupStatus;
+use self::state::{State, Store};
+use crate::base::crypto::SigningKey;
+use crate::base::ids::{QueueId, RequestId};
+use crate::base::secret::Secret;
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::transport::ClientIdentity;
+use crate::wire::info::{DomainInfo, InfoRequest};
+use crate::wire::request::Service;
+use crate::wire::{ClientRequest, Reply, Response};
+
+/// The most events that wait to be handed out; the history keeps messages that fall out here.
+const INBOX_EVENTS_MAX: usize = 65_536;
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Name servers to ask; empty means those of the system. Given at enrolment they are remembered.
+    pub resolver: Vec<SocketAddr>,
+    /// How long an operation tries before it fails with [`ClientError::NotConfirmed`].
+    pub request_deadline: Duration,
+    /// Where to append the event log, if anywhere.
+    pub log: Option<PathBuf>,
+    /// How many KeyPackages to keep published; only used at enrolment.
+    pub key_packages: u32,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self { resolver: Vec::new(), request_deadline: Duration::from_secs(60), log: None, key_packages: 20 }
+    }
+}
+
+/// One of this client's groups, for showing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupSummary {
+    /// The group.
+    pub group: GroupUri,
+    /// The name this client gave it.
+    pub name: Option<String>,
+    /// Where this client stands in it.
+    pub status: GroupStatus,
+    /// Its epoch, unless this client left.
+    pub epoch: Option<u64>,
+    /// How many clients are in it.
+    pub members: usize,
+}
+
+/// Where a client is in its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueState {
+    /// The queue.
+    pub queue: QueueId,
+    /// Its generation when the client made it.
+    pub generation: u32,
+    /// The sequence of the next entry to take.
+    pub next: u64,
+    /// The last sequence that the node knows it may forget.
+    pub acked: u64,
+    /// Entries taken that wait for something before they can be processed.
+    pub waiting: usize,
+    /// Requests that are not answered yet.
+    pub outgoing: usize,
+}
+
+/// An enrolled client. Clones are handles of one client and may be used concurrently: to send while another one listens.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    core: Arc<Mutex<Core>>,
+    node: Node,
+    dir: PathBuf,
+    me: ClientUri,
+    leaf: Arc<Leaf>,
+    user_key: SigningKey,
+    owner_key: SigningKey,
+    request_deadline: Duration,
+    clock_offset_ms: AtomicI64,
+    inbox: Inbox,
+    busy: Arc<Busy>,
+    /// Held while entries are fetched and taken.
+    receiving: Mutex<()>,
+    /// One per group, held while a Commit is made and settled.
+    groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    /// Whether a Welcome may have used a KeyPackage since they were last counted.
+    key_packages_used: AtomicBool,
+}
+
+/// Events not handed out yet.
+#[derive(Debug, Default)]
+struct Inbox {
+    events: std::sync::Mutex<VecDeque<Event>>,
+    arrived: Notify,
+}
+
+impl Inbox {
+    fn put(&self, new: Vec<Event>) {
+        if new.is_empty() {
+            return;
+        }
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.extend(new);
+        let surplus = events.len().saturating_sub(INBOX_EVENTS_MAX);
+        events.drain(..surplus);
+        self.arrived.notify_waiters();
+    }
+
+    fn take_one(&self) -> Option<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn take_all(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+    }
+
+    /// Ready when events have arrived since this was called.
+    fn arrived(&self) -> impl Future<Output = ()> {
+        self.arrived.notified()
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.shared.me)
+    }
+}
+
+impl Client {
+    /// Opens an enrolled client's state directory. Does not connect: what an earlier run left unanswered is sent by
+    /// [`Client::resume`], [`Client::sync`] or a [`Listener`].
+    ///
+    /// Fails when the directory holds no enrolled client, or another client runs on it.
+    pub async fn open(dir: &Path, settings: ClientSettings) -> Result<Self> {
+        let owned = dir.to_owned();
+        let loaded = tokio::task::spawn_blocking(move || {
+            let store = Store::open(&owned)?;
+            let state = store.load()?;
+            Ok::<_, Fault>((store, state))
+        });
+        let (store, loaded) = loaded.await.context("opening the client was interrupted")??;
+        match loaded {
+            Some((state, values)) if state.account.complete => Self::start(store, state, Provider::with_values(values), settings).await,
+            Some(_) => Err(ClientError::Invalid(format!(
+                "the client in {} is not fully enrolled: run enrol again with the same invitation",
+                dir.display()
+            ))),
+            None => Err(ClientError::Invalid(format!("there is no client in {}: enrol one first", dir.display()))),
+        }
+    }
+
+    async fn start(store: Store, state: State, provider: Provider, settings: ClientSettings) -> Result<Self> {
+        let account = &state.account;
+        let leaf = Arc::new(Leaf {
+            key: SigningKey::from_pkcs8(&account.client_key.0)?,
+            chain: vec![account.client_certificate.0.clone(), account.user_certificate.0.clone()],
+        });
+        let (user_key, owner_key) =
+            (SigningKey::from_pkcs8(&account.user_key.0)?, SigningKey::from_pkcs8(&account.owner_key.0)?);
+        let domain: Domain = account.domain.parse().context("the state names no domain")?;
+        let resolver = if settings.resolver.is_empty() { account.resolver.clone() } else { settings.resolver };
+        let identity = ClientIdentity { chain: leaf.chain.clone(), key: Secret::new(leaf.key.pkcs8().expose().to_vec()) };
+        let node = Node::new(&domain, &resolver, account.tls_ca_spki_hash, Some(&identity))?;
+        let clock_offset_ms = AtomicI64::new(state.clock_offset_ms);
+        let dir = store.dir().to_owned();
+        let core = {
+            let (leaf, log) = (leaf.clone(), settings.log);
+            let made = tokio::task::spawn_blocking(move || Core::new(store, state, provider, leaf, log.as_deref()));
+            made.await.context("opening the client was interrupted")??
+        };
+        let me = core.me.clone();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                core: Arc::new(Mutex::new(core)),
+                node,
+                dir,
+                me,
+                leaf,
+                user_key,
+                owner_key,
+                request_deadline: settings.request_deadline,
+                clock_offset_ms,
+                inbox: Inbox::default(),
+                busy: Arc::default(),
+                receiving: Mutex::default(),
+                groups: std::sync::Mutex::default(),
+                key_packages_used: AtomicBool::new(true),
+            }),
+        })
+    }
+
+    /// Closes the connection and lets go of the state directory, whatever other handles there are; they fail from now on.
+    pub async fn close(self) {
+        self.shared.core.lock().await.close();
+        self.shared.node.close().await;
+    }
+
+    /// This client's name.
+    pub fn uri(&self) -> &ClientUri {
+        &self.shared.me
+    }
+
+    /// This client's certificates, DER: client, user.
+    pub fn chain(&self) -> &[Vec<u8>] {
+        &self.shared.leaf.chain
+    }
+
+    /// The key of this client's certificate and leaves.
+    pub fn leaf_key(&self) -> &SigningKey {
+        &self.shared.leaf.key
+    }
+
+    /// The key of this client's user.
+    pub fn user_key(&self) -> &SigningKey {
+        &self.shared.user_key
+    }
+
+    /// The key of this client's queue.
+    pub fn owner_key(&self) -> &SigningKey {
+        &self.shared.owner_key
+    }
+
+    /// Where this client is in its queue.
+    pub async fn queue_state(&self) -> Result<QueueState> {
+        self.transact(|core| {
+            let queue = core.queue()?;
+            Ok(QueueState {
+                queue: queue.id,
+                generation: queue.generation,
+                next: queue.next,
+                acked: queue.acked,
+                waiting: core.state.backlog.values().map(Vec::len).sum(),
+                outgoing: core.state.outbox.len(),
+            })
+        })
+        .await
+    }
+
+    /// The messages read and sent so far, oldest first.
+    pub async fn history(&self, group: Option<&GroupUri>) -> Result<Vec<HistoryLine>> {
+        let (dir, group) = (self.shared.dir.clone(), group.map(GroupUri::to_string));
+        let read = tokio::task::spawn_blocking(move || history::read_history(&dir, group.as_deref()));
+        Ok(read.await.context("reading the history was interrupted")??)
+    }
+
+    /// Sends any request on this client's connection, once, and returns whatever the node answers.
+    pub async fn raw_request(&self, request: &ClientRequest) -> Result<Response> {
+        let answer = self.shared.node.request(request, self.deadline()).await;
+        answer.map_err(|error| ClientError::NotReached(error.to_string()))
+    }
+
+    /// What `domain` publishes, asked of the own node now. Its AS roots are pinned at first sight; other ones are refused.
+    pub async fn domain_info(&self, domain: &Domain, deadline: Instant) -> Result<DomainInfo> {
+        let known = {
+            let domain = domain.clone();
+            self.transact(move |core| Ok(core.domain_info(&domain))).await?
+        };
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
+        let question =
+            Question { request: RequestId::random(), destination: self.shared.me.domain().clone(), service, key: None };
+        let info = match self.shared.put(&question, deadline).await {
+            Ok(Ok(Reply::DomainInfo(info))) => info,
+            Ok(Ok(_)) => return Err(ClientError::Untrusted("the node answered info with something else".into())),
+            Ok(Err(rejection)) => return Err(rejection.into()),
+            Err(error) => return Err(ClientError::NotReached(error.0)),
+        };
+        let (domain, pinned) = (domain.clone(), info.clone());
+        self.transact(move |core| {
+            core.pin(&domain, &pinned)?;
+            core.save()
+        })
+        .await?;
+        Ok(info)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.request_deadline
+    }
+
+    /// Runs `work` on the core, on a thread that may wait for the disk. It runs to its end even if the caller is dropped.
+    async fn transact<T: Send + 'static>(&self, work: impl FnOnce(&mut Core) -> Result<T> + Send + 'static) -> Result<T> {
+        let mut core = self.shared.core.clone().lock_owned().await;
+        let shared = self.shared.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            core.state.clock_offset_ms = shared.clock_offset_ms.load(Ordering::Relaxed);
+            let result = work(&mut core);
+            let events = std::mem::take(&mut core.events);
+            if events.iter().any(|event| matches!(event, Event::Joined { .. })) {
+                shared.key_packages_used.store(true, Ordering::Relaxed);
+            }
+            // Free for the next before anyone is woken.
+            drop(core);
+            shared.inbox.put(events);
+            result
+        });
+        done.await.context("the client's work was interrupted")?
+    }
+
+    /// A request that is not kept, signed by the client key, until it is answered.
+    async fn ask(&self, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {
+        self.ask_with(&self.shared.leaf.key, destination, service, deadline).await
+    }
+
+    async fn ask_with(&self, key: &SigningKey, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {
+        let question = Question { request: RequestId::random(), destination: destination.clone(), service, key: Some(key) };
+        match self.shared.put(&question, deadline).await {
+            Ok(answer) => Ok(answer?),
+            Err(error) => Err(ClientError::NotReached(error.0)),
+        }
+    }
+}
+
+impl Shared {
+    /// The time as the node has it, as far as is known.
+    fn now(&self) -> UnixMillis {
+        UnixMillis(UnixMillis::now().0.saturating_add_signed(self.clock_offset_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Remembers how far the clock is from the node's.
+    fn correct_clock(&self, server_time_ms: u64) {
+        let offset = i128::from(server_time_ms) - i128::from(UnixMillis::now().0);
+        self.clock_offset_ms.store(i64::try_from(offset).unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// Asks until there is an answer.
+    async fn put(&self, question: &Question<'_>, deadline: Instant) -> std::result::Result<outgoing::Answer, NotConfirmed> {
+        let before = self.clock_offset_ms.load(Ordering::Relaxed);
+        let mut offset = before;
+        let answer = question.ask(&self.node, &mut offset, deadline).await;
+        if offset != before {
+            self.clock_offset_ms.store(offset, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    fn group_lock(&self, group: &GroupUri) -> Arc<Mutex<()>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).entry(group.clone()).or_default().clone()
+    }
+}

@@ -1,0 +1,512 @@
+//! `mimi-client`: one person's client of their domain's node, on the command line.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::base::{GroupUri, UserUri};
+use crate::client::{Client, ClientError, ClientSettings, Event, GroupStatus, GroupSummary, HistoryLine};
+use crate::wire::Invitation;
+
+/// Sends and reads messages of one client of a MIMI domain.
+#[derive(Debug, Parser)]
+#[command(name = "mimi-client", version, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// The client's state directory [default: $MIMI_CLIENT_DIR, else ~/.mimi-client]
+    #[arg(long, global = true, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Name server to ask instead of the system's; repeatable, remembered when given to enrol
+    #[arg(long, global = true, value_name = "ADDR:PORT")]
+    resolver: Vec<SocketAddr>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to try before giving up
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60)]
+    deadline: u64,
+    /// Append what the client does and sees to this file, as JSON lines
+    #[arg(long, global = true, value_name = "FILE")]
+    log: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Become a client of the domain that invited you
+    Enrol {
+        /// The whole line that `mimi-node users invite` printed
+        invitation: String,
+        /// A name for this device: a-z, 0-9, '-', '_' and '.'
+        #[arg(long, value_name = "NAME")]
+        device: String,
+    },
+    /// Show who this client is and where it is in its queue
+    Whoami,
+    /// Create a group with this client as its only member
+    Create {
+        /// A name for the group, which only this client knows
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Add all clients of users to a group
+    Add {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+        /// mimi://a.test/u/alice or alice@a.test
+        #[arg(required = true, value_name = "USER")]
+        users: Vec<String>,
+    },
+    /// Remove all clients of users from a group
+    Remove {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+        /// mimi://a.test/u/alice or alice@a.test
+        #[arg(required = true, value_name = "USER")]
+        users: Vec<String>,
+    },
+    /// Renew this client's keys in a group
+    Update {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Send a message
+    Send {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+        /// What to say
+        text: String,
+    },
+    /// Take in what has arrived, and finish what was interrupted
+    Sync,
+    /// Print what arrives, as it arrives
+    Listen {
+        /// Stop after this long
+        #[arg(long = "for", value_name = "SECONDS")]
+        seconds: Option<u64>,
+        /// Stop after this many messages
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+    },
+    /// Send lines of standard input to a group, and print what arrives
+    Chat {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// List this client's groups
+    Groups,
+    /// List the members of a group
+    Members {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Show the messages read and sent so far
+    History {
+        /// The group's URI, its local name, or the beginning of its id; without it, all groups
+        group: Option<String>,
+    },
+}
+
+/// Runs the command that `args` (the program's name first) say. Prints one sentence on standard error when it fails.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("could not start: {error}")),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(why)) => fail(&why),
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "mimi-client: {why}");
+    ExitCode::FAILURE
+}
+
+/// Why a command failed, as one sentence.
+struct Failure(String);
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+type Done<T = ()> = Result<T, Failure>;
+
+async fn run(arguments: Arguments) -> Done {
+    let Arguments { options, command } = arguments;
+    let dir = match &options.dir {
+        Some(dir) => dir.clone(),
+        None => default_dir()?,
+    };
+    let settings = ClientSettings {
+        resolver: options.resolver.clone(),
+        request_deadline: Duration::from_secs(options.deadline),
+        log: options.log.clone(),
+        ..ClientSettings::default()
+    };
+    let json = options.json;
+    let client = match &command {
+        Command::Enrol { invitation, device } => {
+            let invitation: Invitation = invitation.parse().map_err(|error| Failure(format!("{error}")))?;
+            Client::enrol(&dir, &invitation, device, settings).await?
+        }
+        _ => Client::open(&dir, settings).await?,
+    };
+    let done = tokio::select! {
+        done = perform(&client, &dir, command, json) => done,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    client.close().await;
+    done
+}
+
+fn default_dir() -> Done<PathBuf> {
+    if let Some(dir) = std::env::var_os("MIMI_CLIENT_DIR").filter(|dir| !dir.is_empty()) {
+        return Ok(dir.into());
+    }
+    let home = std::env::home_dir().ok_or_else(|| Failure("there is no home directory: give --dir".into()))?;
+    Ok(home.join(".mimi-client"))
+}
+
+async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> Done {
+    match command {
+        Command::Enrol { .. } => {
+            let uri = client.uri().to_string();
+            say(json, &json!({ "client": uri, "dir": dir }), || format!("enrolled as {uri}, kept in {}", dir.display()))
+        }
+        Command::Whoami => {
+            let (uri, queue) = (client.uri(), client.queue_state().await?);
+            let object = json!({
+                "client": uri.to_string(), "user": uri.user().to_string(), "queue": queue.queue.to_string(),
+                "next": queue.next, "acked": queue.acked, "waiting": queue.waiting, "outgoing": queue.outgoing,
+            });
+            say(json, &object, || {
+                format!("{uri}\nqueue {}: next entry {}, {} unanswered requests", queue.queue, queue.next, queue.outgoing)
+            })
+        }
+        Command::Create { name } => {
+            let group = client.create_group(name.as_deref()).await?;
+            say(json, &json!({ "group": group.to_string(), "name": name }), || group.to_string())
+        }
+        Command::Add { group, users } => {
+            let group = find_group(client, &group).await?;
+            let epoch = client.add_users(&group, &parse_users(&users)?).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Remove { group, users } => {
+            let group = find_group(client, &group).await?;
+            let epoch = client.remove_users(&group, &parse_users(&users)?).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Update { group } => {
+            let group = find_group(client, &group).await?;
+            let epoch = client.update(&group).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Send { group, text } => {
+            let group = find_group(client, &group).await?;
+            let sent = client.send(&group, &text).await?;
+            let object = json!({
+                "group": group.to_string(), "request": sent.request.to_string(), "epoch": sent.epoch,
+                "accepted_at_ms": sent.accepted_at_ms,
+            });
+            say(json, &object, || format!("sent in epoch {}", sent.epoch))
+        }
+        Command::Sync => {
+            for event in client.sync().await? {
+                say_event(json, &event)?;
+            }
+            Ok(())
+        }
+        Command::Listen { seconds, count } => listen(client, json, seconds, count).await,
+        Command::Chat { group } => {
+            let group = find_group(client, &group).await?;
+            chat(client, json, &group).await
+        }
+        Command::Groups => {
+            for group in client.groups().await? {
+                say(json, &group_object(&group), || group_line(&group))?;
+            }
+            Ok(())
+        }
+        Command::Members { group } => {
+            let group = find_group(client, &group).await?;
+            let (epoch, members) = client.members(&group).await?;
+            let members: Vec<String> = members.iter().map(ToString::to_string).collect();
+            let object = json!({ "group": group.to_string(), "epoch": epoch, "members": members });
+            say(json, &object, || format!("epoch {epoch}\n{}", members.join("\n")))
+        }
+        Command::History { group } => {
+            let group = match group {
+                Some(group) => Some(find_group(client, &group).await?),
+                None => None,
+            };
+            for line in client.history(group.as_ref()).await? {
+                let object = serde_json::to_value(&line).map_err(|error| Failure(error.to_string()))?;
+                say(json, &object, || history_line(&line))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn listen(client: &Client, json: bool, seconds: Option<u64>, count: Option<u64>) -> Done {
+    let mut listener = client.listen();
+    let mut left = count.unwrap_or(u64::MAX);
+    let until = async {
+        match seconds {
+            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(until);
+    while left > 0 {
+        tokio::select! {
+            () = &mut until => break,
+            event = listener.next() => {
+                let event = event?;
+                say_event(json, &event)?;
+                left -= u64::from(matches!(event, Event::Message { .. }));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn chat(client: &Client, json: bool, group: &GroupUri) -> Done {
+    let mut lines = stdin_lines();
+    let mut listener = client.listen();
+    loop {
+        tokio::select! {
+            line = lines.recv() => match line {
+                Some(text) if text.trim().is_empty() => {}
+                Some(text) => drop(client.send(group, &text).await?),
+                None => return Ok(()),
+            },
+            event = listener.next() => {
+                let event = event?;
+                if event.group() == Some(group) {
+                    say_event(json, &event)?;
+                }
+            }
+        }
+    }
+}
+
+/// The lines of standard input. They are read on a thread of their own, which ends with the process: a read of a terminal
+/// cannot be called off.
+fn stdin_lines() -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in io::stdin().lines() {
+            let Ok(line) = line else { return };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The group that `text` means: a URI, a local name, or the beginning of exactly one id.
+async fn find_group(client: &Client, text: &str) -> Done<GroupUri> {
+    pick_group(&client.groups().await?, text)
+}
+
+fn pick_group(groups: &[GroupSummary], text: &str) -> Done<GroupUri> {
+    if let Ok(group) = text.parse::<GroupUri>() {
+        return Ok(group);
+    }
+    let named: Vec<_> = groups.iter().filter(|group| group.name.as_deref() == Some(text)).collect();
+    let found = if named.is_empty() && !text.is_empty() {
+        groups.iter().filter(|group| id(&group.group).starts_with(text)).collect()
+    } else {
+        named
+    };
+    match found[..] {
+        [group] => Ok(group.group.clone()),
+        [] => Err(Failure(format!("no group is called {text:?}, and no group's id begins so"))),
+        _ => Err(Failure(format!("{text:?} means several groups: give more of the id, or the whole URI"))),
+    }
+}
+
+fn id(group: &GroupUri) -> String {
+    group.to_string().rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+fn parse_users(users: &[String]) -> Done<Vec<UserUri>> {
+    users.iter().map(|user| parse_user(user)).collect()
+}
+
+fn parse_user(text: &str) -> Done<UserUri> {
+    if let Ok(user) = text.parse() {
+        return Ok(user);
+    }
+    let short = text.split_once('@').and_then(|(name, domain)| UserUri::new(&domain.parse().ok()?, name).ok());
+    short.ok_or_else(|| Failure(format!("{text:?} is no user: want mimi://a.test/u/alice or alice@a.test")))
+}
+
+/// Prints `object`, or the text for people.
+fn say(json: bool, object: &Value, text: impl FnOnce() -> String) -> Done {
+    let line = if json { object.to_string() } else { printable(&text()) };
+    match writeln!(io::stdout(), "{line}") {
+        Ok(()) => Ok(()),
+        // Whoever read this has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure(format!("could not print: {error}"))),
+    }
+}
+
+/// `text` without characters that a terminal would act upon: messages come from others.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+fn say_epoch(json: bool, group: &GroupUri, epoch: u64) -> Done {
+    say(json, &json!({ "group": group.to_string(), "epoch": epoch }), || format!("{group} is in epoch {epoch}"))
+}
+
+fn say_event(json: bool, event: &Event) -> Done {
+    say(json, &event_object(event), || event_line(event))
+}
+
+fn event_object(event: &Event) -> Value {
+    let names = |clients: &[crate::base::ClientUri]| clients.iter().map(ToString::to_string).collect::<Vec<_>>();
+    match event {
+        Event::Joined { group, epoch } => json!({ "event": "joined", "group": group.to_string(), "epoch": epoch }),
+        Event::Left { group, epoch } => json!({ "event": "left", "group": group.to_string(), "epoch": epoch }),
+        Event::Message { group, epoch, sequence, sender, text, at_ms } => json!({
+            "event": "message", "group": group.to_string(), "epoch": epoch, "sequence": sequence,
+            "sender": sender.to_string(), "text": text, "at_ms": at_ms,
+        }),
+        Event::EpochChanged { group, epoch, by, added, removed } => json!({
+            "event": "epoch", "group": group.to_string(), "epoch": epoch, "by": by.to_string(),
+            "added": names(added), "removed": names(removed),
+        }),
+        Event::Proposed { group, epoch } => json!({ "event": "proposed", "group": group.to_string(), "epoch": epoch }),
+        Event::MessagesLost { group } => json!({ "event": "messages_lost", "group": group.to_string() }),
+        Event::Unprocessable { group, sequence, why } => {
+            json!({ "event": "unprocessable", "group": group, "sequence": sequence, "why": why })
+        }
+    }
+}
+
+fn event_line(event: &Event) -> String {
+    match event {
+        Event::Joined { group, epoch } => format!("joined {group} in epoch {epoch}"),
+        Event::Left { group, epoch } => format!("no longer in {group} since epoch {epoch}"),
+        Event::Message { group, sender, text, .. } => format!("[{}] {sender}: {text}", short(group)),
+        Event::EpochChanged { group, epoch, by, added, removed } => {
+            let mut line = format!("[{}] epoch {epoch} by {by}", short(group));
+            for client in added {
+                let _ = write!(line, ", added {client}");
+            }
+            for client in removed {
+                let _ = write!(line, ", removed {client}");
+            }
+            line
+        }
+        Event::Proposed { group, .. } => format!("[{}] a proposal waits to be committed", short(group)),
+        Event::MessagesLost { group } => format!("[{}] messages were lost on the way", short(group)),
+        Event::Unprocessable { group, sequence, why } => format!("entry {sequence} of {group} could not be used: {why}"),
+    }
+}
+
+/// The first characters of a group's id, enough to tell a few groups apart.
+fn short(group: &GroupUri) -> String {
+    id(group).chars().take(8).collect()
+}
+
+fn status(group: &GroupSummary) -> &'static str {
+    match group.status {
+        GroupStatus::Creating => "not confirmed yet",
+        GroupStatus::Member => "member",
+        GroupStatus::Stuck => "stuck",
+        GroupStatus::Left => "left",
+    }
+}
+
+fn group_object(group: &GroupSummary) -> Value {
+    json!({
+        "group": group.group.to_string(), "name": group.name, "status": status(group), "epoch": group.epoch,
+        "members": group.members,
+    })
+}
+
+fn group_line(group: &GroupSummary) -> String {
+    let name = group.name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default();
+    let epoch = group.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
+    format!("{}{name}: {}{epoch}, {} clients", group.group, status(group), group.members)
+}
+
+fn history_line(line: &HistoryLine) -> String {
+    let group = line.group.parse::<GroupUri>().map_or_else(|_| line.group.clone(), |group| short(&group));
+    format!("[{group}] {}: {}", line.sender, line.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn group(id: &str, name: Option<&str>) -> GroupSummary {
+        let group = format!("mimi://a.test/g/{id}").parse().expect("a group");
+        GroupSummary { group, name: name.map(str::to_owned), status: GroupStatus::Member, epoch: Some(1), members: 2 }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+        let parsed = Arguments::try_parse_from(["mimi-client", "send", "us", "hello", "--json", "--resolver", "127.0.0.1:53"]);
+        let parsed = parsed.expect("parses");
+        assert!(parsed.options.json && parsed.options.resolver.len() == 1);
+        assert!(Arguments::try_parse_from(["mimi-client", "add", "us"]).is_err(), "whom?");
+    }
+
+    #[test]
+    fn groups_and_users_have_short_names() {
+        let groups = [group("00ff", Some("us")), group("00aa", None), group("bb", None)];
+        let pick = |text: &str| pick_group(&groups, text).map(|group| id(&group)).map_err(|Failure(why)| why);
+        assert_eq!(pick("us"), Ok("00ff".into()));
+        assert_eq!(pick("00a"), Ok("00aa".into()));
+        assert_eq!(pick("mimi://b.test/g/cc"), Ok("cc".into()));
+        assert!(pick("00").expect_err("ambiguous").contains("several"));
+        assert!(pick("").is_err() && pick("zz").is_err());
+        let user = |text: &str| parse_user(text).map(|user| user.to_string()).map_err(|Failure(why)| why);
+        assert_eq!(user("alice@a.test"), Ok("mimi://a.test/u/alice".into()));
+        assert_eq!(user("mimi://a.test/u/alice"), Ok("mimi://a.test/u/alice".into()));
+        assert!(user("alice").is_err() && user("Alice@a.test").is_err() && user("@a.test").is_err());
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\nc");
+    }
+}

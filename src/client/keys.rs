@@ -1,0 +1,44 @@
+//! Keeping KeyPackages published (R7).
+
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::Client;
+use super::core::Result;
+use super::error::ClientError;
+use crate::wire::Reply;
+use crate::wire::keys::{KeysMessage, KeysRequest};
+use crate::wire::request::Service;
+
+impl Client {
+    /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time.
+    pub(super) async fn top_up_key_packages(&self, deadline: Instant) -> Result<()> {
+        if !self.shared.key_packages_used.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let done = self.top_up(deadline).await;
+        if done.is_err() {
+            self.shared.key_packages_used.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+
+    async fn top_up(&self, deadline: Instant) -> Result<()> {
+        let certificates = self.shared.leaf.chain.iter().map(|der| der.as_slice().into()).collect();
+        let service = Service::Keys(KeysMessage { certificates, request: KeysRequest::Count });
+        let reply = self.ask(self.shared.me.domain(), service, deadline).await?;
+        let Reply::KeyPackageCount(count) = reply else {
+            return Err(ClientError::Untrusted("the node answered a count with something else".into()));
+        };
+        let wanted = self.transact(|core| Ok(core.state.account.key_packages)).await?;
+        let last_resort = count.last_resort == 0;
+        if count.available >= wanted.div_ceil(2) && !last_resort {
+            return Ok(());
+        }
+        let now = self.shared.now();
+        let missing = wanted.saturating_sub(count.available);
+        let held = self.make(move |core| core.make_key_packages(missing, last_resort, now)).await?;
+        self.settle_other(held, deadline).await
+    }
+}

@@ -1,0 +1,344 @@
+//! Making what goes out, and taking in what came of it. A request and the ratchet state that made it are one state write, before
+//! anything is sent; so is its answer together with what follows from it.
+
+use openmls::prelude::{KeyPackage, KeyPackageRef};
+use openmls_traits::OpenMlsProvider as _;
+use serde_json::json;
+
+use super::core::{Core, Result};
+use super::error::ClientError;
+use super::mls;
+use super::state::{Blob, Group, GroupStatus, Outgoing, Plan, Purpose};
+use crate::base::bytes::hex;
+use crate::base::crypto::{random, sha256};
+use crate::base::ids::{InviteId, RequestId};
+use crate::base::{Domain, Fault, GroupUri, UnixMillis, UserUri};
+use crate::wire::ds::{
+    ClientQueueConfig, CreateGroup, DsMessage, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupUpdate, SendMessage,
+    UpdateQueueInfo, WelcomeInfo,
+};
+use crate::wire::error::{ErrorCode, PendingProposals};
+use crate::wire::keys::{KeysMessage, KeysRequest, PublishKeyPackages};
+use crate::wire::qs::{Invite, QueueBinding};
+use crate::wire::reply::MessageAccepted;
+use crate::wire::request::Service;
+use crate::wire::{List, Opaque, Rejection, Reply, decode, encode};
+
+/// What a node answered.
+pub(super) type Answer = std::result::Result<Reply, Rejection>;
+
+/// What came of a Commit.
+#[derive(Debug)]
+pub(super) enum CommitOutcome {
+    /// It began this epoch.
+    Won(u64),
+    /// Another one was accepted at this epoch; ours is withdrawn.
+    Lost { epoch: u64 },
+    /// The hub wants its Removes committed first; they are kept now.
+    Proposals,
+    /// Refused for good.
+    Refused(Rejection),
+}
+
+/// What came of an application message.
+#[derive(Debug)]
+pub(super) enum MessageOutcome {
+    /// The hub has it.
+    Accepted(MessageAccepted),
+    /// The group has moved on since it was encrypted.
+    Outdated,
+    /// The hub wants its Removes committed first; they are kept now.
+    Proposals,
+    /// Refused for good.
+    Refused(Rejection),
+}
+
+/// A DS request by a member, or by KeyPackage.
+pub(super) fn ds(sender_id: DsSenderId, request: DsRequest) -> Service {
+    Service::Ds(DsMessage { sender_id, certificates: List::default(), request })
+}
+
+/// The PendingProposals detail of a rejection, as octets of each.
+fn pending(rejection: &Rejection) -> Vec<Vec<u8>> {
+    let detail = decode::<PendingProposals>(&rejection.detail).map(|detail| detail.proposals.into_vec());
+    detail.unwrap_or_default().into_iter().map(Opaque::into_vec).collect()
+}
+
+impl Core {
+    /// Puts a request into the outbox. The caller saves.
+    fn enqueue(&mut self, destination: &Domain, service: &Service, purpose: Purpose) -> Outgoing {
+        let outgoing = Outgoing {
+            request: RequestId::random(),
+            destination: destination.to_string(),
+            service: Blob(encode(service)),
+            purpose,
+        };
+        self.state.outbox.push(outgoing.clone());
+        outgoing
+    }
+
+    fn take_outgoing(&mut self, request: RequestId) -> Option<Outgoing> {
+        let at = self.state.outbox.iter().position(|outgoing| outgoing.request == request)?;
+        Some(self.state.outbox.remove(at))
+    }
+
+    /// The client's chain as requests carry it.
+    pub(super) fn certificates(&self) -> List<Opaque> {
+        self.leaf.chain.iter().map(|der| Opaque::from(der.as_slice())).collect()
+    }
+
+    /// The unanswered Commit of `group`, if there is one.
+    pub(super) fn pending_commit(&self, group: &GroupUri) -> Option<Outgoing> {
+        let name = group.to_string();
+        let of_group = |outgoing: &&Outgoing| matches!(&outgoing.purpose, Purpose::Commit { group, .. } if *group == name);
+        self.state.outbox.iter().find(of_group).cloned()
+    }
+
+    // --- KeyPackages -------------------------------------------------------------------------------------------------
+
+    /// Makes `count` KeyPackages, and one of last resort if wanted, and the request that publishes them.
+    pub(super) fn make_key_packages(&mut self, count: u32, last_resort: bool, now: UnixMillis) -> Result<Outgoing> {
+        let expires_at_ms = mls::key_package_expiry(now).0;
+        let mut made = Vec::new();
+        for last_resort in (0..count).map(|_| false).chain(last_resort.then_some(true)) {
+            let invite = Invite { invite_id: InviteId::random(), last_resort: u8::from(last_resort), expires_at_ms };
+            let config = self.queue_config(QueueBinding::Invite(invite))?;
+            made.push(Opaque::from(mls::new_key_package(&self.provider, &self.leaf, &config, last_resort)?.message));
+        }
+        let last_resort = if last_resort { made.pop() } else { None };
+        let request = KeysRequest::Publish(PublishKeyPackages { key_packages: made.into(), last_resort });
+        let service = Service::Keys(KeysMessage { certificates: self.certificates(), request });
+        let outgoing = self.enqueue(&self.me.domain().clone(), &service, Purpose::KeyPackages);
+        self.save()?;
+        Ok(outgoing)
+    }
+
+    // --- groups ------------------------------------------------------------------------------------------------------
+
+    /// Sets up a new group on the own domain and the request that creates it.
+    pub(super) fn make_group(&mut self, name: Option<String>) -> Result<Outgoing> {
+        let domain = self.me.domain().clone();
+        let info = self.domain_info(&domain).ok_or_else(|| Fault::new("the own domain's keys are not known"))?;
+        let group = GroupUri::new(&domain, &random());
+        let config = self.queue_config(QueueBinding::Hub(domain.as_bytes().into()))?;
+        let key_package = mls::new_key_package(&self.provider, &self.leaf, &config, false)?;
+        // It proves who asks and is never used to join anything.
+        self.provider.forget_key_package(&key_package.reference)?;
+        let (mls, group_info) = mls::create_group(&self.provider, &self.leaf, &group, &info.external_sender)?;
+        let request = DsRequest::CreateGroup(CreateGroup {
+            group_id: group.to_bytes().into(),
+            key_package: key_package.message.into(),
+            client_queue_config: config,
+            group_info: group_info.into(),
+        });
+        let service = ds(DsSenderId::KeyPackageRef(key_package.reference.as_slice().into()), request);
+        let outgoing = self.enqueue(&domain, &service, Purpose::CreateGroup { group: group.to_string() });
+        let kept = Group { status: GroupStatus::Creating, name, queue_bound: true };
+        self.state.groups.insert(group.to_string(), kept);
+        self.groups.insert(group, mls);
+        self.save()?;
+        Ok(outgoing)
+    }
+
+    /// Takes in the answer to a request that is neither Commit nor message.
+    pub(super) fn settle_other(&mut self, request: RequestId, answer: Answer) -> Result<()> {
+        let Some(outgoing) = self.take_outgoing(request) else { return Ok(()) };
+        let refused = answer.err();
+        if let Purpose::CreateGroup { group } = &outgoing.purpose {
+            let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
+            if refused.is_none() {
+                let name = self.state.groups.get(group).and_then(|kept| kept.name.clone());
+                self.became_member(&uri, name, true);
+            } else {
+                if let Some(mut mls) = self.groups.remove(&uri) {
+                    mls.delete(self.provider.storage()).map_err(|error| Fault::because("could not forget a group", error))?;
+                }
+                self.state.groups.remove(group);
+            }
+        }
+        self.save()?;
+        refused.map_or(Ok(()), |rejection| Err(rejection.into()))
+    }
+
+    /// `update_queue_info` for `group`: a queue config bound to its hub instead of to an invitation (X3).
+    pub(super) fn queue_update(&self, group: &GroupUri) -> Result<Service> {
+        let mls = self.member_of(group)?;
+        let client_queue_config: ClientQueueConfig =
+            self.queue_config(QueueBinding::Hub(group.hub().as_bytes().into()))?;
+        let request = UpdateQueueInfo { group_id: group.to_bytes().into(), client_queue_config };
+        Ok(ds(DsSenderId::LeafIndex(mls.own_leaf_index().u32()), DsRequest::UpdateQueueInfo(request)))
+    }
+
+    // --- Commits -----------------------------------------------------------------------------------------------------
+
+    /// Whether the group waits for a Commit of pending proposals (S13).
+    pub(super) fn has_proposals(&self, group: &GroupUri) -> bool {
+        self.groups.get(group).is_some_and(|mls| mls.has_pending_proposals())
+    }
+
+    /// Those of `users` who have a leaf in the group, or who have none.
+    pub(super) fn users_in(&self, group: &GroupUri, users: &[UserUri], present: bool) -> Vec<UserUri> {
+        let members = self.members_now(group);
+        let is_in = |user: &&UserUri| members.iter().any(|client| client.user() == *user) == present;
+        users.iter().filter(is_in).cloned().collect()
+    }
+
+    /// Makes a Commit and the request that carries it.
+    pub(super) fn make_commit(&mut self, group: &GroupUri, plan: Plan, adds: Vec<KeyPackage>) -> Result<Outgoing> {
+        let members = mls::members(self.member_of(group)?);
+        if self.pending_commit(group).is_some() {
+            return Err(ClientError::Invalid(format!("a Commit in {group} is not answered yet")));
+        }
+        let removes = match &plan {
+            Plan::Remove(users) if users.contains(&self.me.user().to_string()) => {
+                return Err(ClientError::Invalid("a client cannot remove its own user".into()));
+            }
+            Plan::Remove(users) => members
+                .iter()
+                .filter(|(_, client)| users.contains(&client.user().to_string()))
+                .map(|(index, _)| *index)
+                .collect(),
+            _ => Vec::new(),
+        };
+        let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
+        let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
+        let made = mls::commit(&self.provider, &self.leaf, mls, adds, removes, plan == Plan::Update)?;
+        let hash = sha256(&made.commit);
+        let group_id = Opaque::from(group.to_bytes());
+        let group_update = GroupUpdate { commit: made.commit.into(), group_info: made.group_info.into() };
+        let request = match (&plan, made.welcome) {
+            (Plan::Update, _) => DsRequest::UpdateClient(GroupCommit { group_id, group_update }),
+            (Plan::Remove(_), _) => DsRequest::RemoveUsers(GroupCommit { group_id, group_update }),
+            (Plan::Add(_), welcome) => {
+                let welcomes = welcome.into_iter().map(Opaque::from).collect();
+                DsRequest::AddUsers(GroupAdd { group_id, group_update, welcomes })
+            }
+        };
+        let service = ds(DsSenderId::LeafIndex(leaf_index), request);
+        let outgoing =
+            self.enqueue(group.hub(), &service, Purpose::Commit { group: group.to_string(), epoch, hash, plan });
+        let fields = json!({
+            "group": group.to_string(), "request": outgoing.request.to_string(), "commit": hex(&hash), "epoch": epoch,
+        });
+        self.record("committing", fields);
+        self.save()?;
+        Ok(outgoing)
+    }
+
+    /// Takes in the answer to a Commit: applies or withdraws it, then what waited for that.
+    pub(super) fn settle_commit(&mut self, request: RequestId, answer: Answer) -> Result<CommitOutcome> {
+        let found = self.state.outbox.iter().find(|outgoing| outgoing.request == request).cloned();
+        let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, .. }, .. }) = found else {
+            return Err(ClientError::Invalid("the Commit was settled by another operation".into()));
+        };
+        let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
+        let won = match &answer {
+            Ok(Reply::CommitAccepted(receipt)) => {
+                if !self.receipt_is_good(&uri, epoch + 1, &hash, receipt) {
+                    return Err(ClientError::Untrusted(format!("{group}: the hub's receipt is not its own")));
+                }
+                true
+            }
+            Ok(_) => return Err(ClientError::Untrusted(format!("{group}: the hub accepted a Commit without a receipt"))),
+            // Accepted, but the answer was lost and is no longer stored.
+            Err(rejection) => rejection.as_wrong_epoch().is_some_and(|detail| detail.accepted_commit_hash == Some(hash)),
+        };
+        let mine = self.groups.get(&uri).is_some_and(|mls| mls.epoch().as_u64() == epoch && mls.pending_commit().is_some());
+        if won && !mine {
+            return Err(ClientError::Untrusted(format!("{group}: the hub accepted two Commits in epoch {epoch}")));
+        }
+        self.take_outgoing(request);
+        let mut fields = json!({
+            "group": group, "request": request.to_string(), "commit": hex(&hash), "epoch": epoch + 1,
+        });
+        let outcome = if won {
+            let before = self.members_now(&uri);
+            self.merge(&uri, None)?;
+            self.record("commit_accepted", fields);
+            let me = self.me.clone();
+            self.entered_epoch(&uri, before, &me)?;
+            CommitOutcome::Won(epoch + 1)
+        } else {
+            let rejection = answer.err().ok_or_else(|| Fault::new("an accepted Commit was lost"))?;
+            if mine && let Some(mls) = self.groups.get_mut(&uri) {
+                mls.clear_pending_commit(self.provider.storage())
+                    .map_err(|error| Fault::new(format!("could not withdraw a Commit: {error}")))?;
+            }
+            fields["code"] = rejection.code.name().into();
+            self.record("commit_refused", fields);
+            match rejection.code {
+                ErrorCode::WrongEpoch if rejection.as_wrong_epoch().is_some_and(|detail| detail.current_epoch > epoch) => {
+                    CommitOutcome::Lost { epoch }
+                }
+                ErrorCode::PendingProposals => {
+                    self.keep_proposals(&uri, &pending(&rejection));
+                    CommitOutcome::Proposals
+                }
+                _ => CommitOutcome::Refused(rejection),
+            }
+        };
+        self.drain_backlog(&uri, None)?;
+        self.save()?;
+        Ok(outcome)
+    }
+
+    // --- messages ----------------------------------------------------------------------------------------------------
+
+    /// Encrypts `text` and makes the request that sends it.
+    pub(super) fn make_message(&mut self, group: &GroupUri, text: String) -> Result<Outgoing> {
+        self.member_of(group)?;
+        let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
+        let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
+        let message = mls::encrypt(&self.provider, &self.leaf, mls, text.as_bytes())?;
+        let (hash, text_hash) = (sha256(&message), sha256(text.as_bytes()));
+        let request = DsRequest::SendMessage(SendMessage { group_id: group.to_bytes().into(), message: message.into() });
+        let service = ds(DsSenderId::LeafIndex(leaf_index), request);
+        let purpose = Purpose::Message { group: group.to_string(), epoch, hash, text };
+        let outgoing = self.enqueue(group.hub(), &service, purpose);
+        let fields = json!({
+            "group": group.to_string(), "request": outgoing.request.to_string(), "message": hex(&hash), "epoch": epoch,
+            "text_hash": hex(&text_hash),
+        });
+        self.record("sending", fields);
+        self.save()?;
+        Ok(outgoing)
+    }
+
+    /// Takes in the answer to a message.
+    pub(super) fn settle_message(&mut self, request: RequestId, answer: Answer) -> Result<MessageOutcome> {
+        let Some(Outgoing { purpose: Purpose::Message { group, epoch, hash, text }, .. }) = self.take_outgoing(request) else {
+            return Err(ClientError::Invalid("the message was settled by another operation".into()));
+        };
+        let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
+        let mut fields = json!({ "group": group, "request": request.to_string(), "message": hex(&hash), "epoch": epoch });
+        let outcome = match answer {
+            Ok(Reply::MessageAccepted(accepted)) => {
+                self.record("accepted", fields);
+                let me = self.me.clone();
+                self.remember(None, accepted.accepted_at_ms, &uri, &me, &text);
+                MessageOutcome::Accepted(accepted)
+            }
+            Ok(_) => MessageOutcome::Refused(Rejection::new(ErrorCode::Malformed)),
+            Err(rejection) => {
+                fields["code"] = rejection.code.name().into();
+                self.record("refused", fields);
+                match rejection.code {
+                    ErrorCode::WrongEpoch => MessageOutcome::Outdated,
+                    ErrorCode::PendingProposals => {
+                        self.keep_proposals(&uri, &pending(&rejection));
+                        MessageOutcome::Proposals
+                    }
+                    _ => MessageOutcome::Refused(rejection),
+                }
+            }
+        };
+        self.save()?;
+        Ok(outcome)
+    }
+}
+
+/// `welcome_info` by the KeyPackage that a Welcome is for.
+pub(super) fn welcome_info(group: &GroupUri, reference: &KeyPackageRef, epoch: u64) -> Service {
+    let request = DsRequest::WelcomeInfo(WelcomeInfo { group_id: group.to_bytes().into(), epoch });
+    ds(DsSenderId::KeyPackageRef(reference.as_slice().into()), request)
+}
