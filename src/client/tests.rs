@@ -216,6 +216,7 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     assert!(published.key_packages.len() == 2 && published.last_resort.is_some());
     let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
 
+    alice.core.pin(&b.domain, &b.info).expect("is pinned, as a claim does");
     let made = alice.core.make_commit(&group, Plan::Add(vec![bob.user()]), vec![package]).expect("is made");
     let (update, welcomes) = update_of(&made);
     let receipt = a.receipt(&group, 1, &update.commit);
@@ -322,7 +323,8 @@ fn of_two_commits_the_one_with_the_hubs_receipt_counts() {
     let won = bob.core.settle_commit(theirs.request, Ok(Reply::CommitAccepted(receipt.clone())));
     assert!(matches!(won, Ok(CommitOutcome::Won(2))));
     alice.deliver(&group, 2, &update.commit, Some(receipt));
-    assert!(matches!(&alice.events()[..], [Event::EpochChanged { epoch: 2, by, .. }] if *by == bob.uri()));
+    let events = alice.events();
+    assert!(matches!(&events[..], [Event::EpochChanged { epoch: 2, by, .. }] if *by == bob.uri()), "{events:?}");
     let lost = alice.core.settle_commit(mine.request, Err(Rejection::wrong_epoch(2, Some(sha256(&update.commit)))));
     assert!(matches!(lost, Ok(CommitOutcome::Lost { epoch: 1 })));
     assert_eq!(alice.authenticator(&group), bob.authenticator(&group));
