@@ -204,3 +204,12 @@ pub const PEERS_MAX: usize = 4_096;
 
 /// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
 pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// The largest frame accepted on a client connection without a certificate: `info` and `enrol` need little.
+pub const STRANGER_FRAME_BYTES_MAX: usize = 32 * 1024;
+
+/// The most lanes in one batch to one peer.
+pub const LANES_PER_BATCH_MAX: usize = 64;
+
+/// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
+pub const LIST_ELEMENTS_MAX: usize = 16_384;

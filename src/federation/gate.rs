@@ -89,13 +89,22 @@ impl Gate {
         self.failures = self.failures.saturating_add(1);
         let delay = backoff::delay(self.failures, &mut self.rng);
         let until = now + delay;
-        tracing::warn!(
-            peer = %self.peer, %why, detail, failures = self.failures, retry_in_ms = delay.as_millis() as u64,
-            "peer cannot be reached"
-        );
+        let retry_in_ms = delay.as_millis() as u64;
+        if self.last_failure.as_ref() == Some(&why) {
+            tracing::debug!(peer = %self.peer, %why, detail, failures = self.failures, retry_in_ms, "peer still fails");
+        } else {
+            tracing::warn!(peer = %self.peer, %why, detail, failures = self.failures, retry_in_ms, "peer cannot be reached");
+        }
         self.last_failure = Some(why);
         self.state = State::BackingOff { until };
         until
+    }
+
+    /// An attempt was given up without an outcome: the next one need not wait for it.
+    pub fn abandoned(&mut self, now: Instant) {
+        if matches!(self.state, State::Probing { .. }) {
+            self.state = State::BackingOff { until: now };
+        }
     }
 
     /// The peer has connected to us: allows one immediate attempt, at most every [`limits::INBOUND_PROBE_INTERVAL`], and nothing
@@ -177,6 +186,9 @@ mod tests {
         let until = gate.failed(now, Why::Unreachable, "");
         assert_eq!(gate.may_try(until), Verdict::Try);
         let later = waits(gate.may_try(until));
+        assert_eq!(gate.may_try(later), Verdict::Try);
+        // One that is known to be given up closes it for no time at all.
+        gate.abandoned(later);
         assert_eq!(gate.may_try(later), Verdict::Try);
     }
 

@@ -272,7 +272,11 @@ struct Abandoned<'a>(&'a Peer);
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).link = Link::Down;
+        let mut state = lock(&self.0.state);
+        state.link = Link::Down;
+        state.gate.abandoned(Instant::now().into_std());
+        drop(state);
+        self.0.changed.notify_waiters();
     }
 }
 

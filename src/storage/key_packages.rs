@@ -116,8 +116,11 @@ pub struct ClaimKeyPackages {
     /// Those that expire before this are not handed out.
     pub usable_until: UnixMillis,
     /// Encodes the answer, which is stored in the same transaction.
-    pub respond: fn(Vec<(String, Vec<u8>)>) -> Vec<u8>,
+    pub respond: fn(Vec<ClaimedKeyPackage>) -> Vec<u8>,
 }
+
+/// A client's URI and one KeyPackage of it.
+pub type ClaimedKeyPackage = (String, Vec<u8>);
 
 /// What came of a [`ClaimKeyPackages`].
 #[derive(Debug, PartialEq, Eq)]
@@ -148,7 +151,7 @@ impl Transaction for ClaimKeyPackages {
         .fetch_all(&mut *connection)
         .await
         .context(failed)?;
-        let mut claimed: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut claimed: Vec<ClaimedKeyPackage> = Vec::new();
         for row in found {
             let client: String = row.try_get("client").context(failed)?;
             // Sorted by client, ordinary before last resort: the first of each client is the one to take.

@@ -41,22 +41,37 @@ pub trait Transaction: Send + Sync + 'static {
 pub struct Storage {
     writer: Writer,
     readers: SqlitePool,
-    // Held as long as the database is open: a second instance would break the one-writer rule.
-    _lock: std::fs::File,
+    // Held by a node as long as the database is open: two of them would each trust their own memory.
+    _lock: Option<std::fs::File>,
 }
+
+/// The database's file within the data directory.
+pub const DATABASE_FILE: &str = "node.sqlite";
 
 impl Storage {
     /// Opens the database in `directory`, making or migrating it as needed, and locks it against a second instance.
     pub async fn open(directory: &Path) -> Result<Self, Fault> {
         let lock = lock(directory)?;
-        let path = directory.join("node.sqlite");
-        let options = options(&path)?;
+        Self::open_file(&directory.join(DATABASE_FILE), Some(lock)).await
+    }
+
+    /// Opens an existing database beside a node that may be using it, for an operator's command. Its writes wait their turn.
+    pub async fn open_beside(directory: &Path) -> Result<Self, Fault> {
+        let path = directory.join(DATABASE_FILE);
+        if !path.exists() {
+            return Err(Fault::new(format!("there is no node in {}: run `mimi-node init` first", directory.display())));
+        }
+        Self::open_file(&path, None).await
+    }
+
+    async fn open_file(path: &Path, lock: Option<std::fs::File>) -> Result<Self, Fault> {
+        let options = options(path)?;
         let mut connection = writer::connect(&options).await?;
         migrator()
             .run_direct(None, &mut connection, true)
             .await
             .with_context(|| format!("could not bring {} up to date", path.display()))?;
-        restrict(&path)?;
+        restrict(path)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(DATABASE_READERS)
             .connect_with(options.clone().read_only(true))

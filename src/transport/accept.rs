@@ -34,12 +34,24 @@ pub trait ConnectionHandler: Send + Sync + 'static {
 /// Accepts connections on `endpoint` until `shutdown` becomes true (or its sender is gone), each served by `handler` in a task
 /// of its own. Then refuses new ones, gives the handlers [`limits::SHUTDOWN_TIMEOUT`] to return, and ends those that have not.
 /// No task is left when it returns; dropping it ends all of them at once. The endpoint stays open, for it may also dial.
-pub async fn run<H: ConnectionHandler>(endpoint: Endpoint, handler: Arc<H>, mut shutdown: watch::Receiver<bool>) {
-    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    let unvalidated = Arc::new(Semaphore::new(limits::HANDSHAKES_UNVALIDATED_MAX));
+pub async fn run<H: ConnectionHandler>(endpoint: Endpoint, handler: Arc<H>, shutdown: watch::Receiver<bool>) {
+    run_bounded(endpoint, handler, shutdown, limits::CONNECTIONS_MAX, limits::HANDSHAKES_UNVALIDATED_MAX).await;
+}
+
+async fn run_bounded<H: ConnectionHandler>(
+    endpoint: Endpoint,
+    handler: Arc<H>,
+    mut shutdown: watch::Receiver<bool>,
+    connections_max: usize,
+    unvalidated_max: usize,
+) {
+    let connections = Arc::new(Semaphore::new(connections_max));
+    let unvalidated = Arc::new(Semaphore::new(unvalidated_max));
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
+            // In this order: once told to stop, nobody more is let in.
+            biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             Some(ended) = tasks.join_next() => log_panic(ended),
             incoming = endpoint.accept() => match incoming {
@@ -97,7 +109,7 @@ fn admit(incoming: Incoming, connections: &Arc<Semaphore>, unvalidated: &Arc<Sem
         return None;
     };
     let Ok(connection) = connections.clone().try_acquire_owned() else {
-        tracing::warn!(%remote, limit = limits::CONNECTIONS_MAX, "connection refused: too many are open");
+        tracing::warn!(%remote, "connection refused: as many as allowed are open");
         incoming.refuse();
         return None;
     };
@@ -146,4 +158,90 @@ async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>) {
 pub fn peer_chain(connection: &Connection) -> Vec<Vec<u8>> {
     let chain = connection.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
     chain.map(|chain| chain.iter().map(|certificate| certificate.to_vec()).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::ConnectionError;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::transport::testing::{Ca, bind, local};
+
+    /// Keeps every connection until told or until the other side ends it.
+    #[derive(Default)]
+    struct Keep {
+        begun: Notify,
+        end: Notify,
+    }
+
+    impl ConnectionHandler for Keep {
+        async fn connection(self: Arc<Self>, accepted: Accepted) {
+            assert_eq!(accepted.peer_chain.len(), 2, "leaf and CA");
+            self.begun.notify_one();
+            tokio::select! {
+                _ = accepted.connection.closed() => {}
+                () = self.end.notified() => {}
+            }
+        }
+    }
+
+    struct Port {
+        ca: Ca,
+        server: Endpoint,
+        client: Endpoint,
+        keep: Arc<Keep>,
+        stop: watch::Sender<bool>,
+        run: tokio::task::JoinHandle<()>,
+    }
+
+    fn port(connections_max: usize, unvalidated_max: usize) -> Port {
+        let ca = Ca::new("ca");
+        let server = bind(Some(ca.node("b.test").federation_server().expect("a server")));
+        let (keep, (stop, stopped)) = (Arc::new(Keep::default()), watch::channel(false));
+        let run = tokio::spawn(run_bounded(server.clone(), keep.clone(), stopped, connections_max, unvalidated_max));
+        Port { ca, server, client: bind(None), keep, stop, run }
+    }
+
+    impl Port {
+        async fn dial(&self) -> Result<Connection, ConnectionError> {
+            let config = self.ca.node("a.test").federation_client().expect("a client");
+            self.client.connect_with(config, local(&self.server), "b.test").expect("a dial").await
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unproven_address_is_asked_to_prove_itself_when_there_are_many() {
+        let port = port(9, 0);
+        // No permit at all for unproven addresses: the only way in is a token from a Retry.
+        let connection = port.dial().await.expect("let in after a Retry");
+        assert_eq!(connection.close_reason(), None);
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_are_refused_until_one_ends() {
+        let port = port(1, 9);
+        let first = port.dial().await.expect("let in");
+        let error = port.dial().await.expect_err("one too many");
+        let ConnectionError::ConnectionClosed(close) = &error else { unreachable!("{error}") };
+        assert_eq!(close.error_code, quinn::TransportErrorCode::CONNECTION_REFUSED);
+        port.keep.end.notify_one();
+        let ConnectionError::ApplicationClosed(close) = first.closed().await else { unreachable!("the handler returned") };
+        assert_eq!(close.error_code, CloseCode::Done.number());
+        // The permit is given back just after the close is sent.
+        while port.dial().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_the_loop_ends_its_connections() {
+        let port = port(9, 9);
+        let connection = port.dial().await.expect("let in");
+        port.keep.begun.notified().await;
+        port.run.abort();
+        let ConnectionError::ApplicationClosed(close) = connection.closed().await else { unreachable!("told so") };
+        assert_eq!(close.error_code, CloseCode::ShuttingDown.number());
+        drop(port.stop);
+    }
 }

@@ -2,9 +2,9 @@
 //!
 //! | verifier | checks |
 //! |---|---|
-//! | [`PeerVerifier`] | a peer node, in either TLS role: chain to the trusted CAs, EKU; as a server also its domain |
-//! | [`ClientVerifier`] | one of the domain's own clients: client certificate ← user certificate ← AS root |
-//! | [`PinnedVerifier`] | the node, as its client sees it: chain to the CA whose key the client has pinned, and its domain |
+//! | `PeerVerifier` | a peer node, in either TLS role: chain to the trusted CAs, EKU; as a server also its domain |
+//! | `ClientVerifier` | one of the domain's own clients: client certificate ← user certificate ← AS root |
+//! | `PinnedVerifier` | the node, as its client sees it: chain to the CA whose key the client has pinned, and its domain |
 
 use std::sync::Arc;
 
@@ -55,17 +55,18 @@ pub fn names(der: &[u8]) -> Vec<String> {
     names.value.general_names.iter().filter_map(text).collect()
 }
 
-/// `[0] EXPLICIT IA5String`, short form: a service and a domain fit 127 octets or more rarely 253, both handled.
+/// The name in `[0] EXPLICIT IA5String` (RFC 4985 §2).
 fn srv_name(value: &[u8]) -> Option<&str> {
     let name = unwrap_tlv(unwrap_tlv(value, 0xa0)?, 0x16)?;
     std::str::from_utf8(name).ok().filter(|name| name.is_ascii())
 }
 
-/// The content of the one DER element with `tag` that `octets` must be; lengths up to 255.
+/// The content of the one DER element with `tag` that `octets` must be. Two octets of length are enough for any name.
 fn unwrap_tlv(octets: &[u8], tag: u8) -> Option<&[u8]> {
-    let (length, content) = match octets {
-        [first, length @ 0..=0x7f, content @ ..] if *first == tag => (*length, content),
-        [first, 0x81, length @ 0x80..=0xff, content @ ..] if *first == tag => (*length, content),
+    let (length, content): (u16, _) = match octets {
+        [first, length @ 0..=0x7f, content @ ..] if *first == tag => (u16::from(*length), content),
+        [first, 0x81, length @ 0x80..=0xff, content @ ..] if *first == tag => (u16::from(*length), content),
+        [first, 0x82, high @ 1..=0xff, low, content @ ..] if *first == tag => (u16::from_be_bytes([*high, *low]), content),
         _ => return None,
     };
     (content.len() == usize::from(length)).then_some(content)

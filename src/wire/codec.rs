@@ -11,6 +11,7 @@ use std::ops::Deref;
 use tls_codec::{DeserializeBytes, Error, Serialize, Size};
 
 use crate::base::bytes::hex;
+use crate::base::limits::LIST_ELEMENTS_MAX;
 
 /// The octets are not one well-formed value: truncated, trailing octets, an unknown code point, a length out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -225,8 +226,8 @@ impl<T: DeserializeBytes> DeserializeBytes for List<T> {
         let mut values = Vec::new();
         while !content.is_empty() {
             let (value, after) = T::tls_deserialize_bytes(content)?;
-            // A value of no octets would make the loop endless.
-            if after.len() == content.len() {
+            // A value of no octets would make the loop endless; very many small ones would cost far more memory than the frame.
+            if after.len() == content.len() || values.len() == LIST_ELEMENTS_MAX {
                 return Err(Error::InvalidInput);
             }
             values.push(value);

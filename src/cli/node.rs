@@ -1,0 +1,179 @@
+//! `mimi-node`: set up, serve, certificates, users.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use super::certs::{self, CertsCommand};
+use super::users::{self, UsersCommand};
+use crate::base::fault::{Context as _, Fault};
+use crate::base::{Domain, UnixMillis};
+use crate::identity::{TlsCa, TlsCertificateOptions};
+use crate::node::config::{Config, Dns, Listen, LogLevel, Tls, read_secret, write_public, write_secret};
+use crate::node::{Node, init};
+
+/// A federated messaging node: the MLS Delivery Service and Queueing Service of one domain.
+#[derive(Parser)]
+#[command(name = "mimi-node", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up a new node: directory, configuration, keys and TLS certificate.
+    Init(InitArguments),
+    /// Run the node until it is told to stop (SIGTERM or Ctrl-C).
+    Serve {
+        /// The configuration file.
+        #[arg(long, default_value = "node.toml")]
+        config: PathBuf,
+    },
+    /// Make and look at TLS certificates.
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Invite and list users.
+    #[command(subcommand)]
+    Users(UsersCommand),
+}
+
+#[derive(clap::Args)]
+struct InitArguments {
+    /// The domain to serve, such as a.example.
+    #[arg(long)]
+    domain: Domain,
+    /// Where to put the node: made if it is not there.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// UDP address for other nodes.
+    #[arg(long, default_value = "0.0.0.0:7443")]
+    federation: SocketAddr,
+    /// UDP address for the domain's clients.
+    #[arg(long, default_value = "0.0.0.0:7444")]
+    client: SocketAddr,
+    /// The directory of a TLS CA made by `certs ca`; without it the node gets one of its own, which peers must be given.
+    #[arg(long)]
+    ca: Option<PathBuf>,
+    /// A name server as ADDRESS:PORT; repeatable. None uses the system's.
+    #[arg(long = "dns")]
+    dns: Vec<SocketAddr>,
+}
+
+/// Runs `mimi-node` with these arguments (the first is the program's name).
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are no errors; clap knows where each goes.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match arguments.command {
+        Command::Init(arguments) => on_runtime(initialise(arguments)),
+        Command::Serve { config } => serve(&config),
+        Command::Certs(command) => certs::run(command),
+        Command::Users(command) => on_runtime(users::run(command)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("mimi-node: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?.block_on(work)
+}
+
+async fn initialise(arguments: InitArguments) -> Result<(), Fault> {
+    let directory = &arguments.dir;
+    let tls = directory.join("tls");
+    let config_path = directory.join("node.toml");
+    if config_path.exists() {
+        return Err(Fault::new(format!("{} is already there: this directory holds a node", config_path.display())));
+    }
+    std::fs::create_dir_all(&tls).with_context(|| format!("cannot make {}", tls.display()))?;
+    let now = UnixMillis::now();
+    let ca = match &arguments.ca {
+        Some(ca) => certs::load_ca(ca)?,
+        None => {
+            let ca = TlsCa::create(&format!("TLS CA of {}", arguments.domain), now)?;
+            certs::write_ca(&ca, &tls.join("ca"))?;
+            ca
+        }
+    };
+    let certificate = ca.issue(&TlsCertificateOptions::for_domain(&arguments.domain), now)?;
+    write_public(&tls.join("node.pem"), &certificate.chain_pem)?;
+    write_secret(&tls.join("node.key"), &certificate.key_pem)?;
+    write_public(&tls.join("authorities.pem"), &ca.certificate_pem())?;
+    init::initialise(&directory.join("data"), &arguments.domain).await?;
+    let config = Config {
+        domain: arguments.domain.clone(),
+        data: "data".into(),
+        log: LogLevel::Info,
+        listen: Listen { federation: arguments.federation, client: arguments.client },
+        tls: Tls { certificate: "tls/node.pem".into(), key: "tls/node.key".into(), authorities: "tls/authorities.pem".into() },
+        dns: Dns { servers: arguments.dns },
+    };
+    write_public(&config_path, &toml::to_string(&config).context("cannot write the configuration")?)?;
+    println!("The node of {} is set up in {}.", arguments.domain, directory.display());
+    println!("Peers' CAs go into {}.", tls.join("authorities.pem").display());
+    println!(
+        "In DNS: _mimi-fed._udp.{0} SRV to port {1}, _mimi-client._udp.{0} SRV to port {2}.",
+        arguments.domain,
+        arguments.federation.port(),
+        arguments.client.port()
+    );
+    println!("Next: mimi-node serve --config {}", config_path.display());
+    Ok(())
+}
+
+fn serve(path: &Path) -> Result<(), Fault> {
+    let config = Config::load(path)?;
+    init_logging(config.log);
+    on_runtime(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let node = Node::start(&config).await?;
+        // One line for whoever started it: from now on both ports answer.
+        println!("mimi-node {}: federation {}, clients {}", node.domain(), node.federation_address()?, node.client_address()?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            done = tokio::signal::ctrl_c() => done.context("cannot listen for Ctrl-C")?,
+        }
+        node.stop().await
+    })
+}
+
+/// Logs to standard error. A second call in one process changes nothing.
+pub fn init_logging(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => tracing::Level::ERROR,
+        LogLevel::Warn => tracing::Level::WARN,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Debug => tracing::Level::DEBUG,
+    };
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    let _ = subscriber.try_init();
+}
+
+/// The SPKI hash of the CA that issued the configured certificate: what invitations carry.
+pub(super) fn tls_ca_spki_hash(config: &Config) -> Result<[u8; 32], Fault> {
+    let path = &config.tls.certificate;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let chain = crate::identity::pem::certificates_from_pem(&text)?;
+    let ca = chain
+        .last()
+        .filter(|_| chain.len() > 1)
+        .with_context(|| format!("{} has no CA after the node's certificate: append the CA that issued it", path.display()))?;
+    // The key is read as well, so that an invitation is never handed out by a node that cannot serve.
+    read_secret(&config.tls.key)?;
+    crate::identity::tls::spki_hash(ca)
+}

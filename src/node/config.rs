@@ -1,0 +1,160 @@
+//! The configuration file: TOML, every key known, every path relative to the file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::Domain;
+use crate::base::fault::{Context as _, Fault};
+use crate::base::secret::Secret;
+
+/// A node's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The domain that is served.
+    pub domain: Domain,
+    /// The data directory: database and lock.
+    pub data: PathBuf,
+    /// How much is logged to standard error.
+    #[serde(default)]
+    pub log: LogLevel,
+    /// Where to listen.
+    pub listen: Listen,
+    /// The node's TLS identity, and whom it trusts.
+    pub tls: Tls,
+    /// Where names are looked up.
+    #[serde(default)]
+    pub dns: Dns,
+}
+
+/// `log`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Faults only.
+    Error,
+    /// And what an operator should look at.
+    Warn,
+    /// And what happens seldom: start, stop, peers, users.
+    #[default]
+    Info,
+    /// And refused connections.
+    Debug,
+}
+
+/// `[listen]`: UDP addresses; port 0 takes a free one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// For other nodes, ALPN `mimi-fed/1`.
+    pub federation: SocketAddr,
+    /// For the domain's own clients, ALPN `mimi-client/1`.
+    pub client: SocketAddr,
+}
+
+/// `[tls]`: PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The node's certificate, then the CA that issued it.
+    pub certificate: PathBuf,
+    /// Its private key, readable by the node's user only.
+    pub key: PathBuf,
+    /// The CAs that peers' certificates are checked against.
+    pub authorities: PathBuf,
+}
+
+/// `[dns]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dns {
+    /// Name servers; empty uses the system's.
+    #[serde(default)]
+    pub servers: Vec<SocketAddr>,
+}
+
+impl Config {
+    /// Reads a configuration file. Relative paths in it are relative to the file's directory.
+    pub fn load(path: &Path) -> Result<Self, Fault> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let mut config = Self::parse(&text).map_err(|fault| Fault::new(format!("{}: {fault}", path.display())))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        for path in [&mut config.data, &mut config.tls.certificate, &mut config.tls.key, &mut config.tls.authorities] {
+            *path = directory.join(&*path);
+        }
+        Ok(config)
+    }
+
+    /// Parses the text of a configuration; paths stay as they are.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        toml::from_str(text).map_err(|error| {
+            // toml's own text spans lines and shows the place; one plain sentence is wanted here.
+            let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().matches('\n').count() + 1);
+            let place = line.map_or_else(String::new, |line| format!("line {line}: "));
+            Fault::new(format!("{place}{}", error.message().replace('\n', " ")))
+        })
+    }
+}
+
+/// Reads a file with a private key, which nobody but its owner may be able to read.
+pub fn read_secret(path: &Path) -> Result<Secret, Fault> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let cannot = || format!("cannot read the private key {}", path.display());
+    let mode = std::fs::metadata(path).with_context(cannot)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(Fault::new(format!(
+            "the private key {} can be read by others (mode {:03o}): run `chmod 600` on it",
+            path.display(),
+            mode & 0o777
+        )));
+    }
+    Ok(Secret::new(std::fs::read(path).with_context(cannot)?))
+}
+
+/// Writes a file that nobody but its owner may read; never over an existing one.
+pub fn write_secret(path: &Path, secret: &Secret) -> Result<(), Fault> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(cannot)?;
+    file.write_all(secret.expose()).and_then(|()| file.sync_all()).with_context(cannot)
+}
+
+/// Writes a file that others may read; never over an existing one.
+pub fn write_public(path: &Path, text: &str) -> Result<(), Fault> {
+    use std::io::Write as _;
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).with_context(cannot)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../../configs/node.toml");
+
+    #[test]
+    fn the_sample_is_read_and_a_wrong_key_is_one_plain_sentence() {
+        let config = Config::parse(SAMPLE).expect("the sample is valid");
+        assert_eq!(config.domain.as_str(), "a.example");
+        let wrong = SAMPLE.replace("federation =", "federatoin =");
+        let fault = Config::parse(&wrong).expect_err("an unknown key").to_string();
+        assert!(fault.contains("federatoin") && fault.starts_with("line ") && !fault.contains('\n'), "{fault}");
+        assert!(Config::parse(&SAMPLE.replace("a.example", "A.example")).is_err());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("key.pem");
+        write_secret(&path, &Secret::new(b"key".to_vec())).expect("written");
+        assert_eq!(read_secret(&path).expect("readable by us").expose(), b"key");
+        assert!(write_secret(&path, &Secret::new(Vec::new())).is_err(), "never over an existing file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
+        assert!(read_secret(&path).expect_err("refused").to_string().contains("chmod 600"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Wiring a node, running it, stopping it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Endpoint;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::config::{Config, read_secret};
+use super::init;
+use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::SHUTDOWN_TIMEOUT;
+use crate::base::secret::Secret;
+use crate::base::{Domain, UnixMillis};
+use crate::federation::PeerPool;
+use crate::service::Service;
+use crate::service::ports::{ClientPort, OwnHello, PeerPort};
+use crate::storage::Storage;
+use crate::storage::answers::ForgetAnswers;
+use crate::transport::{CloseCode, NodeTls, Resolver, ResolverSettings, accept, endpoint};
+
+/// How often expired answers are forgotten.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// A running node.
+pub struct Node {
+    service: Arc<Service>,
+    federation: Endpoint,
+    client: Endpoint,
+    shutdown: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Node {
+    /// Starts the node that `config` describes; returns once it answers on both ports.
+    pub async fn start(config: &Config) -> Result<Self, Fault> {
+        let tls = load_tls(config)?;
+        let storage = Storage::open(&config.data).await?;
+        let settings = init::load(&storage, &config.domain, &config.data).await?;
+        let as_roots = [settings.keys.as_root.certificate().to_vec()];
+
+        let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
+        let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
+        let resolver = Resolver::new(&ResolverSettings { servers: config.dns.servers.clone() })?;
+        // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
+        // find the secret that ends it at once.
+        let hello = Arc::new(OwnHello::new(config.domain.clone()));
+        let peers = PeerPool::new(federation.clone(), &tls, resolver, config.domain.clone(), hello)?;
+
+        let (shutdown, stopping) = watch::channel(false);
+        let service = Service::new(config.domain.clone(), storage, peers, settings.keys, stopping.clone()).await?;
+        service.start_workers().await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
+        tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
+        tasks.spawn(keep_house(service.clone(), stopping));
+        let node = Self { service, federation, client, shutdown, tasks };
+        tracing::info!(
+            domain = %node.domain(),
+            federation = %node.federation_address()?,
+            client = %node.client_address()?,
+            "serving"
+        );
+        Ok(node)
+    }
+
+    /// The domain that is served.
+    pub fn domain(&self) -> &Domain {
+        self.service.domain()
+    }
+
+    /// The node's services, for whoever runs it in-process.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Where other nodes reach it.
+    pub fn federation_address(&self) -> Result<SocketAddr, Fault> {
+        self.federation.local_addr().context("the federation port has no address")
+    }
+
+    /// Where its clients reach it.
+    pub fn client_address(&self) -> Result<SocketAddr, Fault> {
+        self.client.local_addr().context("the client port has no address")
+    }
+
+    /// Stops: no new requests, those begun are finished, the database is closed. Gives up waiting after a deadline and says so.
+    pub async fn stop(mut self) -> Result<(), Fault> {
+        self.shutdown.send_replace(true);
+        let drained = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.service.join_workers().await;
+            self.service.peers().close_all(CloseCode::ShuttingDown);
+            endpoint::close(&self.federation).await;
+            endpoint::close(&self.client).await;
+        };
+        let in_time = tokio::time::timeout(SHUTDOWN_TIMEOUT, drained).await.is_ok();
+        // Whatever was accepted is written, however long that takes the disk.
+        self.service.storage().close().await;
+        tracing::info!(domain = %self.service.domain(), "stopped");
+        if in_time { Ok(()) } else { Err(Fault::new("some work did not end in time and was cut off")) }
+    }
+}
+
+/// The node's certificate, checked against the domain, and the CAs it trusts.
+fn load_tls(config: &Config) -> Result<NodeTls, Fault> {
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let key: Secret = read_secret(&config.tls.key)?;
+    NodeTls::from_pem(&config.domain, &read(&config.tls.certificate)?, &key, &read(&config.tls.authorities)?)
+}
+
+async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) {
+    let mut interval = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+    loop {
+        let stop = tokio::select! {
+            _ = interval.tick() => false,
+            _ = stopping.wait_for(|stop| *stop) => true,
+        };
+        if stop {
+            return;
+        }
+        if let Err(fault) = service.storage().write(ForgetAnswers { now: UnixMillis::now() }).await {
+            tracing::error!("housekeeping failed: {fault}");
+        }
+    }
+}

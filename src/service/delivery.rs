@@ -1,0 +1,371 @@
+//! Delivery Service requests: load what the decision needs, decide, store, wake.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::groups::{HotGroup, HotTree};
+use super::recipients::Wake;
+use super::{Failure, Service};
+use crate::base::limits::GROUP_LOG_RECORDS_MAX;
+use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
+use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, StateChange};
+use crate::mls::StagedUpdate;
+use crate::storage::answers::RequestKey;
+use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
+use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
+use crate::wire::reply::GroupState as GroupStateReply;
+use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
+
+/// How often a request is decided anew, because roots had to be fetched or the group changed under it.
+const DECISIONS_MAX: usize = 4;
+
+/// What a decision came to.
+enum Decided {
+    /// To be written.
+    Outcome(Box<Outcome>),
+    /// To be written, and merged into the tree afterwards.
+    Commit(Box<ds::commit::Accepted>),
+    /// Nothing to write: the tree of this epoch is the answer.
+    TreeOf(u64),
+}
+
+/// How one try ended that did not fail.
+enum Tried {
+    Answered(Vec<u8>),
+    NeedsRoots(Vec<Domain>),
+    /// The group is not what the decision saw; decide again.
+    Conflict,
+}
+
+impl Service {
+    /// Answers a request to our Delivery Service. `through`: the authenticated domain that the request came through.
+    pub(super) async fn ds_request(
+        self: &Arc<Self>,
+        request: &ClientRequest,
+        message: &DsMessage,
+        through: &Domain,
+    ) -> Result<Vec<u8>, Failure> {
+        for _ in 0..DECISIONS_MAX {
+            let tried = match &message.request {
+                DsRequest::CreateGroup(body) => self.try_create(request, message, body, through).await?,
+                DsRequest::AddUsers(_)
+                | DsRequest::RemoveUsers(_)
+                | DsRequest::UpdateClient(_)
+                | DsRequest::SendMessage(_)
+                | DsRequest::UpdateQueueInfo(_)
+                | DsRequest::WelcomeInfo(_) => self.try_existing(request, message, through).await?,
+                _ => return Err(ErrorCode::Unsupported.into()),
+            };
+            match tried {
+                Tried::Answered(response) => return Ok(response),
+                Tried::NeedsRoots(domains) => self.fetch_domains(&domains).await?,
+                Tried::Conflict => {}
+            }
+        }
+        Err(crate::base::Fault::new("a request could not be decided: its group or the roots it needs keep changing").into())
+    }
+
+    fn group_of(&self, message: &DsMessage) -> Result<GroupUri, Rejection> {
+        let group_id = message.request.group_id().ok_or(ErrorCode::Unsupported)?;
+        let uri = GroupUri::from_bytes(group_id).map_err(|_| ErrorCode::UnknownGroup)?;
+        if *uri.hub() == self.domain { Ok(uri) } else { Err(ErrorCode::UnknownGroup.into()) }
+    }
+
+    async fn try_create(
+        self: &Arc<Self>,
+        request: &ClientRequest,
+        message: &DsMessage,
+        body: &CreateGroup,
+        through: &Domain,
+    ) -> Result<Tried, Failure> {
+        let now = UnixMillis::now();
+        let roots = self.directory.roots();
+        let created = match ds::create::decide(&self.hub(now, &roots), request, message, body, through) {
+            Ok(created) => created,
+            Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
+            Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+        };
+        let key = RequestKey::new(&created.sender_key, request.content.request_id, request.content.digest());
+        if let Some(response) = self.stored_answer(&key, now).await? {
+            return Ok(Tried::Answered(response));
+        }
+        Self::check_time(&request.content, now)?;
+        let slot = self.groups.slot(&created.uri);
+        let mut group = slot.lock_owned().await;
+        let change = created.outcome.change.context("a new group has no state")?;
+        let response = Self::encode_reply(created.outcome.reply);
+        let mut write = group_change(&change)?;
+        write.snapshot = Some((0, created.snapshot));
+        let accept = AcceptRequest {
+            key,
+            response: response.clone(),
+            answer_expires_at: Self::answer_expiry(now),
+            group_id: created.uri.to_string(),
+            revision: None,
+            change: Some(write),
+            deliveries: Vec::new(),
+        };
+        match self.storage.write(accept).await {
+            Ok(Acceptance::Written(_)) => {
+                let members = change.set.into_iter().collect();
+                group.state = Some(GroupState { uri: created.uri, revision: 0, head: change.head, members });
+                group.tree = Some(HotTree { tree: created.tree, log_records: 0 });
+                Ok(Tried::Answered(response))
+            }
+            Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(Tried::Answered),
+            // The group id is taken (S6).
+            Ok(Acceptance::Conflict) => Err(ErrorCode::InvalidGroupId.into()),
+            Err(fault) => {
+                group.forget();
+                Err(fault.into())
+            }
+        }
+    }
+
+    async fn try_existing(
+        self: &Arc<Self>,
+        request: &ClientRequest,
+        message: &DsMessage,
+        through: &Domain,
+    ) -> Result<Tried, Failure> {
+        let uri = self.group_of(message)?;
+        let mut group = self.groups.slot(&uri).lock_owned().await;
+        let now = UnixMillis::now();
+        let Some(state) = group.state(&self.storage, &uri).await? else {
+            self.groups.release(&uri);
+            return Err(ErrorCode::UnknownGroup.into());
+        };
+        let sender = ds::sender::authenticate(state, request, message, through)?;
+        let key = RequestKey::new(&sender.key, request.content.request_id, request.content.digest());
+        let decided = match self.decide(&mut group, &uri, &sender, request, message, now).await {
+            Ok(decided) => decided,
+            Err(refusal) => {
+                // A repeat of an accepted request is decided on a state that it has changed itself: its stored answer counts.
+                if let Some(response) = self.stored_answer(&key, now).await? {
+                    return Ok(Tried::Answered(response));
+                }
+                return match refusal {
+                    Undecided::NeedsRoots(domains) => Ok(Tried::NeedsRoots(domains)),
+                    Undecided::Failed(failure) => Err(failure),
+                };
+            }
+        };
+        match decided {
+            Decided::TreeOf(epoch) => self.tree_reply(&group, &uri, epoch).await.map(Tried::Answered),
+            Decided::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
+            Decided::Commit(accepted) => {
+                let ds::commit::Accepted { outcome, update } = *accepted;
+                self.accept(group, key, outcome, Some(update), now).await
+            }
+        }
+    }
+
+    async fn decide(
+        &self,
+        group: &mut HotGroup,
+        uri: &GroupUri,
+        sender: &Authenticated,
+        request: &ClientRequest,
+        message: &DsMessage,
+        now: UnixMillis,
+    ) -> Result<Decided, Undecided> {
+        Self::check_time(&request.content, now)?;
+        let kind = match &message.request {
+            DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),
+            DsRequest::RemoveUsers(body) => Some((ds::commit::Kind::RemoveUsers, &body.group_update)),
+            DsRequest::UpdateClient(body) => Some((ds::commit::Kind::UpdateClient, &body.group_update)),
+            _ => None,
+        };
+        // A Commit for another epoch is told so before the tree is loaded.
+        if let (Some((_, update)), Some(state)) = (&kind, &group.state) {
+            ds::commit::check_frame(state, update)?;
+            group.load_tree(&self.storage, uri).await?;
+        }
+        let state = group.state.as_ref().context("a loaded group has no state")?;
+        let roots = self.directory.roots();
+        let hub = self.hub(now, &roots);
+        if let Some((kind, update)) = kind {
+            let tree = &group.tree.as_ref().context("a loaded group has no tree")?.tree;
+            return Ok(Decided::Commit(Box::new(ds::commit::decide(&hub, state, tree, sender, kind, update)?)));
+        }
+        Ok(match &message.request {
+            DsRequest::SendMessage(body) => Decided::Outcome(Box::new(ds::message::decide(&hub, state, sender, body)?)),
+            DsRequest::UpdateQueueInfo(body) => Decided::Outcome(Box::new(ds::queue_info::decide(state, sender, body)?)),
+            DsRequest::WelcomeInfo(body) => Decided::TreeOf(ds::join::decide(state, sender, message, body)?),
+            _ => return Err(ErrorCode::Unsupported.into()),
+        })
+    }
+
+    fn hub<'a>(
+        &'a self,
+        now: UnixMillis,
+        roots: &'a std::collections::HashMap<Domain, Arc<crate::identity::AsRoots>>,
+    ) -> Hub<'a> {
+        Hub { domain: &self.domain, now, roots, external_sender: self.directory.external_sender(), key: &self.keys.ds }
+    }
+
+    /// Writes an outcome; the answer leaves only after that. A Commit is merged once it is on disk, under the group's lock; an
+    /// outcome that leaves the state alone gives the lock back as soon as its place in the writer's queue is taken.
+    async fn accept(
+        self: &Arc<Self>,
+        group: OwnedMutexGuard<HotGroup>,
+        key: RequestKey,
+        outcome: Outcome,
+        update: Option<StagedUpdate>,
+        now: UnixMillis,
+    ) -> Result<Tried, Failure> {
+        let state = group.state.as_ref().context("a loaded group has no state")?;
+        let response = Self::encode_reply(outcome.reply);
+        let mut change = outcome.change.as_ref().map(group_change).transpose()?;
+        if let (Some(change), Some(update)) = (&mut change, &update) {
+            change.log = Some((update.epoch, update.record.clone()));
+        }
+        let deliveries: Vec<_> = outcome.fan_out.iter().map(|fan_out| self.delivery_write(fan_out, now)).collect();
+        let wakes: Vec<Wake> = deliveries.iter().map(Wake::of).collect();
+        let accept = AcceptRequest {
+            key,
+            response: response.clone(),
+            answer_expires_at: Self::answer_expiry(now),
+            group_id: state.uri.to_string(),
+            revision: Some(state.revision),
+            change,
+            deliveries,
+        };
+        let written = self.storage.queue_write(accept).await?;
+        // The lock and what follows the commit must not depend on whether the client still waits.
+        let service = self.clone();
+        let finish = tokio::spawn(async move {
+            let group = match outcome.change {
+                Some(change) => Some((group, change)),
+                None => {
+                    drop(group);
+                    None
+                }
+            };
+            let acceptance = written.await;
+            service.finish(group, update, acceptance, &wakes, now).await.map(|tried| tried.unwrap_or(Tried::Answered(response)))
+        });
+        finish.await.context("a request's last step ended badly")?
+    }
+
+    /// After the write: memory follows the disk, and whoever waits is woken. `None` when all is well.
+    async fn finish(
+        self: &Arc<Self>,
+        group: Option<(OwnedMutexGuard<HotGroup>, StateChange)>,
+        update: Option<StagedUpdate>,
+        acceptance: Result<Acceptance, crate::base::Fault>,
+        wakes: &[Wake],
+        now: UnixMillis,
+    ) -> Result<Option<Tried>, Failure> {
+        let undone = match acceptance {
+            Ok(Acceptance::Written(_)) => {
+                if let Some((mut group, change)) = group {
+                    self.apply(&mut group, change, update).await?;
+                }
+                self.wake_recipients(wakes);
+                return Ok(None);
+            }
+            Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
+            Ok(Acceptance::Conflict) => Ok(Some(Tried::Conflict)),
+            Err(fault) => Err(fault.into()),
+        };
+        // Another process may have written, or nobody knows what was: read anew.
+        if let Some((mut group, _)) = group {
+            group.forget();
+        }
+        undone
+    }
+
+    async fn apply(
+        self: &Arc<Self>,
+        group: &mut HotGroup,
+        change: StateChange,
+        update: Option<StagedUpdate>,
+    ) -> Result<(), Failure> {
+        let merged = apply_in_memory(group, change, update);
+        match merged {
+            Ok(Some(snapshot)) => {
+                // A snapshot only makes the log shorter: nothing waits for it, and the writer reports a failure.
+                drop(self.storage.queue_write(snapshot).await?);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(fault) => {
+                // The disk is right; memory is not to be trusted. The request itself was accepted.
+                tracing::error!("a group in memory could not follow its log and is read anew: {fault}");
+                group.forget();
+                Ok(())
+            }
+        }
+    }
+
+    /// The tree of `epoch`, from memory when it is the current one.
+    async fn tree_reply(&self, group: &HotGroup, uri: &GroupUri, epoch: u64) -> Result<Vec<u8>, Failure> {
+        let ratchet_tree = match &group.tree {
+            Some(hot) if hot.tree.epoch() == epoch => hot.tree.ratchet_tree()?,
+            _ => self.storage.group_tree(uri, epoch).await?.0.ratchet_tree()?,
+        };
+        let reply = GroupStateReply {
+            epoch,
+            ratchet_tree: ratchet_tree.into(),
+            group_info: Opaque::default(),
+            proposals: List::default(),
+        };
+        Ok(Self::encode_reply(Reply::GroupState(reply)))
+    }
+}
+
+/// Why there is no decision.
+enum Undecided {
+    NeedsRoots(Vec<Domain>),
+    Failed(Failure),
+}
+
+impl From<Refusal> for Undecided {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Rejected(rejection) => Self::Failed(rejection.into()),
+            Refusal::NeedsRoots(domains) => Self::NeedsRoots(domains),
+        }
+    }
+}
+
+impl<T: Into<Failure>> From<T> for Undecided {
+    fn from(failure: T) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
+/// A state change as records.
+fn group_change(change: &StateChange) -> Result<GroupChange, crate::base::Fault> {
+    let set = change.set.iter().map(|(leaf_index, member)| Ok((*leaf_index, member.to_record()?)));
+    Ok(GroupChange {
+        head: change.head.to_record()?,
+        group_info: change.group_info.clone(),
+        set: set.collect::<Result<_, crate::base::Fault>>()?,
+        removed: change.removed.clone(),
+        log: None,
+        snapshot: None,
+    })
+}
+
+/// Memory follows the disk. Returns a snapshot to write when the log has grown long.
+fn apply_in_memory(
+    group: &mut HotGroup,
+    change: StateChange,
+    update: Option<StagedUpdate>,
+) -> Result<Option<WriteSnapshot>, crate::base::Fault> {
+    let state = group.state.as_mut().context("a loaded group has no state")?;
+    state.apply(change);
+    let Some(update) = update else { return Ok(None) };
+    let hot = group.tree.as_mut().context("a loaded group has no tree")?;
+    let with_snapshot = hot.log_records + 1 >= GROUP_LOG_RECORDS_MAX;
+    let snapshot = hot.tree.merge(update, with_snapshot)?;
+    hot.log_records += 1;
+    let Some(record) = snapshot else { return Ok(None) };
+    hot.log_records = 0;
+    let epoch = state.head.epoch;
+    let oldest_needed = state.head.joiners.iter().map(|joiner| joiner.epoch).min().unwrap_or(epoch).min(epoch);
+    Ok(Some(WriteSnapshot { group_id: state.uri.to_string(), epoch, record, oldest_needed }))
+}

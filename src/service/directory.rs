@@ -1,0 +1,138 @@
+//! What domains publish: ours, and others' as pinned at first sight (*Credentials* in `docs/protocol.md`).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use super::{Failure, NodeKeys, Service};
+use crate::base::limits::{FRAME_BYTES_MAX, PEER_REQUEST_TIMEOUT};
+use crate::base::{Context as _, Domain, Fault, UnixMillis};
+use crate::identity::AsRoots;
+use crate::mls::external_sender::encode_external_sender;
+use crate::storage::Storage;
+use crate::storage::accounts::PinDomain;
+use crate::wire::info::{DomainInfo, InfoRequest};
+use crate::wire::peer::{PeerRequest, PeerResponse};
+use crate::wire::{ErrorCode, List, Opaque, Reply, decode, encode};
+
+/// The most AS roots a domain may publish.
+const AS_ROOTS_MAX: usize = 8;
+
+/// What is known of domains.
+pub(super) struct Directory {
+    own: DomainInfo,
+    infos: Mutex<HashMap<Domain, DomainInfo>>,
+    roots: ArcSwap<HashMap<Domain, Arc<AsRoots>>>,
+}
+
+impl Directory {
+    /// Our own information, and what was pinned before.
+    pub(super) async fn load(domain: &Domain, keys: &NodeKeys, storage: &Storage) -> Result<Self, Fault> {
+        let own = DomainInfo {
+            domain: domain.as_bytes().into(),
+            as_roots: vec![Opaque::from(keys.as_root.certificate())].into(),
+            qs_keys: keys.qs.iter().map(|key| key.published()).collect(),
+            external_sender: encode_external_sender(keys.ds.public(), &keys.ds_chain)?.into(),
+            server_time_ms: 0,
+        };
+        let mut infos = HashMap::new();
+        let mut roots = HashMap::from([(domain.clone(), Arc::new(as_roots(domain, &own)?))]);
+        for (pinned, info) in storage.pinned_domains().await? {
+            let info: DomainInfo = decode(&info).with_context(|| format!("what is pinned of {pinned} is not readable"))?;
+            roots.insert(pinned.clone(), Arc::new(as_roots(&pinned, &info)?));
+            infos.insert(pinned, info);
+        }
+        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots) })
+    }
+
+    /// The AS roots that are pinned so far.
+    pub(super) fn roots(&self) -> Arc<HashMap<Domain, Arc<AsRoots>>> {
+        self.roots.load_full()
+    }
+
+    /// Our own information, with the time.
+    pub(super) fn own(&self, now: UnixMillis) -> DomainInfo {
+        DomainInfo { server_time_ms: now.0, ..self.own.clone() }
+    }
+
+    /// Our DS's encoded ExternalSender.
+    pub(super) fn external_sender(&self) -> &[u8] {
+        &self.own.external_sender
+    }
+
+    fn pinned(&self, domain: &Domain) -> Option<DomainInfo> {
+        self.infos.lock().unwrap_or_else(PoisonError::into_inner).get(domain).cloned()
+    }
+
+    fn pin(&self, domain: &Domain, info: DomainInfo, roots: AsRoots) {
+        self.infos.lock().unwrap_or_else(PoisonError::into_inner).entry(domain.clone()).or_insert(info);
+        let roots = Arc::new(roots);
+        self.roots.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.entry(domain.clone()).or_insert_with(|| roots.clone());
+            known
+        });
+    }
+}
+
+fn as_roots(domain: &Domain, info: &DomainInfo) -> Result<AsRoots, Fault> {
+    if info.as_roots.len() > AS_ROOTS_MAX {
+        return Err(Fault::new(format!("{domain} publishes more than {AS_ROOTS_MAX} AS roots")));
+    }
+    let certificates = info.as_roots.iter().map(|root| root.to_vec()).collect();
+    AsRoots::new(domain.clone(), certificates).with_context(|| format!("the AS roots of {domain} are not usable"))
+}
+
+impl Service {
+    /// `info`: our own, or what is pinned or fetched now of another domain.
+    pub(super) async fn info(&self, request: &InfoRequest) -> Result<Reply, Failure> {
+        let domain = Domain::from_bytes(&request.domain).map_err(|_| ErrorCode::Malformed)?;
+        let now = UnixMillis::now();
+        if domain == self.domain {
+            return Ok(Reply::DomainInfo(self.directory.own(now)));
+        }
+        self.fetch_domain(&domain).await?;
+        let info = self.directory.pinned(&domain).context("a domain that was just pinned is not there")?;
+        Ok(Reply::DomainInfo(DomainInfo { server_time_ms: now.0, ..info }))
+    }
+
+    /// The answer to a peer's `domain_info`.
+    pub(super) fn own_info(&self) -> DomainInfo {
+        self.directory.own(UnixMillis::now())
+    }
+
+    /// Makes sure that the AS roots of these domains are pinned, asking the domains themselves where they are not.
+    pub(super) async fn fetch_domains(&self, domains: &[Domain]) -> Result<(), Failure> {
+        for domain in domains {
+            self.fetch_domain(domain).await?;
+        }
+        Ok(())
+    }
+
+    async fn fetch_domain(&self, domain: &Domain) -> Result<(), Failure> {
+        if *domain == self.domain || self.directory.roots().contains_key(domain) {
+            return Ok(());
+        }
+        let request = encode(&PeerRequest::DomainInfo);
+        let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
+        let answer = self
+            .peers
+            .request(domain, &request, FRAME_BYTES_MAX, deadline)
+            .await
+            .map_err(|error| super::route::unreachable(&error))?;
+        let Ok(PeerResponse::DomainInfo(info)) = decode(&answer) else {
+            return Err(Fault::new(format!("{domain} answered domain_info with something else")).into());
+        };
+        if info.domain[..] != *domain.as_bytes() {
+            return Err(Fault::new(format!("{domain} answered domain_info for another domain")).into());
+        }
+        let roots = as_roots(domain, &info)?;
+        let info = DomainInfo { server_time_ms: 0, qs_keys: List::default(), ..info };
+        self.storage.write(PinDomain { domain: domain.clone(), info: encode(&info), now: UnixMillis::now() }).await?;
+        tracing::info!(%domain, "pinned the AS roots of a domain at first sight");
+        self.directory.pin(domain, info, roots);
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! Frames on their way to other domains: one worker per remote domain, which sends what is on disk in order until the other side
+//! has it on disk (S14, S15). Accepting a message never waits for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::recipients::StoredRecipient;
+use super::{Failure, Service};
+use crate::base::limits::{
+    FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
+};
+use crate::base::{Context as _, Domain, Fault, GroupUri};
+use crate::federation::{PeerStream, backoff};
+use crate::storage::lanes::{DropFrames, WaitingFrame};
+use crate::wire::peer::{LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
+use crate::wire::qs::QueueingServiceResponse;
+use crate::wire::{List, decode, encode};
+
+/// The workers, one per remote domain that has or had frames waiting. They end with the node.
+#[derive(Default)]
+pub(super) struct LaneWorkers(Mutex<Workers>);
+
+#[derive(Default)]
+struct Workers {
+    by_domain: HashMap<Domain, Arc<Notify>>,
+    tasks: JoinSet<()>,
+}
+
+impl Service {
+    /// Starts a worker for each domain that frames wait for on disk.
+    pub async fn start_workers(self: &Arc<Self>) -> Result<(), Fault> {
+        for domain in self.storage.domains_with_frames().await? {
+            self.wake_lane(&domain);
+        }
+        Ok(())
+    }
+
+    /// Waits for the workers, which end when the node stops.
+    pub async fn join_workers(&self) {
+        let mut tasks = {
+            let mut workers = self.lanes.0.lock().unwrap_or_else(PoisonError::into_inner);
+            workers.by_domain.clear();
+            std::mem::take(&mut workers.tasks)
+        };
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Frames for `domain` are on disk.
+    pub(super) fn wake_lane(self: &Arc<Self>, domain: &Domain) {
+        let mut workers = self.lanes.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(notify) = workers.by_domain.get(domain) {
+            // Keeps one permit when the worker is busy, so that it looks again.
+            return notify.notify_one();
+        }
+        if *self.shutdown.borrow() {
+            return;
+        }
+        let notify = Arc::new(Notify::new());
+        workers.by_domain.insert(domain.clone(), notify.clone());
+        let worker = Worker {
+            // Held weakly enough: the task ends with the node's shutdown signal.
+            service: self.clone(),
+            domain: domain.clone(),
+            stream: None,
+            held: HashMap::new(),
+            failures: 0,
+        };
+        workers.tasks.spawn(worker.run(notify));
+    }
+}
+
+/// Sends the frames of all lanes to one domain.
+struct Worker {
+    service: Arc<Service>,
+    domain: Domain,
+    stream: Option<PeerStream>,
+    /// Lanes that the other side refused, and when each is tried again: a stuck lane never delays another.
+    held: HashMap<String, (Instant, u32)>,
+    /// For requests that fail on a connection that is up; the peer's gate paces everything else.
+    failures: u32,
+}
+
+impl Worker {
+    async fn run(mut self, woken: Arc<Notify>) {
+        let mut shutdown = self.service.shutdown.clone();
+        loop {
+            let step = async {
+                match self.step().await {
+                    Ok(Progress::Sent) => {}
+                    Ok(Progress::Idle) => woken.notified().await,
+                    Ok(Progress::HeldUntil(at)) => {
+                        tokio::select! {
+                            () = woken.notified() => {}
+                            () = tokio::time::sleep_until(at) => {}
+                        }
+                    }
+                    Err(fault) => {
+                        tracing::error!(domain = %self.domain, "frames cannot be read for sending: {fault}");
+                        self.pause().await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = step => {}
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Sends one batch, if any frame waits.
+    async fn step(&mut self) -> Result<Progress, Fault> {
+        let now = Instant::now();
+        let waiting = self.service.storage.waiting_lanes(&self.domain, LANES_PER_BATCH_MAX).await?;
+        self.held.retain(|group_id, _| waiting.contains(group_id));
+        let ready: Vec<&String> =
+            waiting.iter().filter(|group_id| self.held.get(*group_id).is_none_or(|(until, _)| *until <= now)).collect();
+        if ready.is_empty() {
+            let next = self.held.values().map(|(until, _)| *until).min();
+            return Ok(next.map_or(Progress::Idle, Progress::HeldUntil));
+        }
+        let batches = self.batches(&ready).await?;
+        self.service.peers.wait_until_ready(&self.domain).await;
+        match self.exchange(&batches).await {
+            Ok(answers) => {
+                self.failures = 0;
+                self.settle(&batches, answers).await?;
+            }
+            Err(error) => {
+                tracing::info!(domain = %self.domain, "frames were not delivered and stay queued: {error}");
+                self.stream = None;
+                // The gate already holds us back when the peer could not be reached at all.
+                if self.service.peers.is_up(&self.domain) {
+                    self.pause().await;
+                }
+            }
+        }
+        Ok(Progress::Sent)
+    }
+
+    /// The first frames of each lane, bounded together.
+    async fn batches(&self, groups: &[&String]) -> Result<Vec<LaneBatch>, Fault> {
+        let mut batches = Vec::new();
+        let (mut frames_left, mut octets) = (LANE_BATCH_FRAMES_MAX, 0);
+        for (index, group_id) in groups.iter().enumerate() {
+            // A fair share of what is left, so that a long lane leaves room for the others.
+            let share = frames_left.div_ceil(groups.len() - index);
+            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, 0, share).await?;
+            let Some(first) = waiting.first() else { continue };
+            let incarnation = first.incarnation;
+            let mut frames = Vec::new();
+            for frame in waiting {
+                octets += frame.delivery.len() + frame.recipients.len();
+                if octets > LANE_BATCH_BYTES_MAX && !(frames.is_empty() && batches.is_empty()) {
+                    break;
+                }
+                frames.push(self.frame(frame).await?);
+            }
+            frames_left -= frames.len();
+            if !frames.is_empty() {
+                batches.push(LaneBatch { group_id: group_id.as_bytes().into(), incarnation, frames: frames.into() });
+            }
+            if frames_left == 0 || octets > LANE_BATCH_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(batches)
+    }
+
+    /// The frame as it is sent: with the queue information that each recipient's leaf has now.
+    async fn frame(&self, waiting: WaitingFrame) -> Result<LaneFrame, Fault> {
+        let recipients: List<StoredRecipient> =
+            decode(&waiting.recipients).context("a waiting frame's recipients are not readable")?;
+        let uri: GroupUri = waiting.group_id.parse().context("a waiting frame's group is not readable")?;
+        let slot = self.service.groups.slot(&uri);
+        let mut group = slot.lock().await;
+        let state = group.state(&self.service.storage, &uri).await?;
+        let recipients = recipients.into_iter().map(|recipient| {
+            let member = state.as_ref().and_then(|state| state.members.get(&recipient.leaf_index));
+            // The leaf may have been given to someone else since.
+            match member.filter(|member| member.joined_epoch <= waiting.epoch && member.queue.domain == self.domain) {
+                Some(member) => member.queue.information.as_slice().into(),
+                None => recipient.information,
+            }
+        });
+        Ok(LaneFrame {
+            lane_sequence: waiting.lane_sequence,
+            epoch: waiting.epoch,
+            recipients: recipients.collect(),
+            delivery: decode(&waiting.delivery).context("a waiting frame's message is not readable")?,
+        })
+    }
+
+    async fn exchange(&mut self, batches: &[LaneBatch]) -> Result<Vec<LaneAnswer>, String> {
+        let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.service.peers.open_stream(&self.domain, deadline).await.map_err(|error| error.to_string())?,
+        };
+        let request = encode(&PeerRequest::Lanes(batches.to_vec().into()));
+        stream.sender.write(&request, deadline).await.map_err(|error| error.to_string())?;
+        let answer = stream.receiver.read(FRAME_BYTES_MAX, deadline).await.map_err(|error| error.to_string())?;
+        match decode(&answer) {
+            Ok(PeerResponse::Lanes(answers)) => {
+                let fits = answers.len() == batches.len()
+                    && answers
+                        .iter()
+                        .zip(batches)
+                        .all(|(answer, batch)| answer.group_id == batch.group_id && answer.incarnation == batch.incarnation);
+                if !fits {
+                    return Err("the answer is not for the frames that were sent".to_owned());
+                }
+                self.stream = Some(stream);
+                Ok(answers.into_vec())
+            }
+            Ok(PeerResponse::Error(rejection)) => Err(format!("all lanes were refused: {rejection}")),
+            Ok(_) | Err(_) => Err("the answer is not one for lanes".to_owned()),
+        }
+    }
+
+    /// Drops what is delivered, and holds lanes that were refused.
+    async fn settle(&mut self, batches: &[LaneBatch], answers: Vec<LaneAnswer>) -> Result<(), Fault> {
+        let mut delivered = Vec::new();
+        for (batch, answer) in batches.iter().zip(answers) {
+            let group_id = String::from_utf8_lossy(&batch.group_id).into_owned();
+            match answer.result {
+                LaneResult::Accepted(frames) => {
+                    let invalid = frames.iter().flat_map(|frame| &frame.responses);
+                    let invalid = invalid.filter(|response| **response != QueueingServiceResponse::Ok).count();
+                    if invalid > 0 {
+                        // That this leads to a Remove of the leaf (S12) is a later part.
+                        tracing::info!(group = %group_id, invalid, domain = %self.domain, "recipients were refused by their QS");
+                    }
+                    if let Some(last) = batch.frames.last() {
+                        delivered.push((group_id.clone(), last.lane_sequence));
+                    }
+                    self.held.remove(&group_id);
+                }
+                LaneResult::Gap(expected) => {
+                    self.hold(group_id, format!("the other side waits for frame {expected}, which is not here any more"));
+                }
+                LaneResult::Refused(rejection) => self.hold(group_id, rejection.to_string()),
+            }
+        }
+        if !delivered.is_empty() {
+            self.service.storage.write(DropFrames { domain: self.domain.clone(), lanes: delivered }).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits after a failure that the peer's gate does not know of.
+    async fn pause(&mut self) {
+        self.failures += 1;
+        let wait = backoff::delay(self.failures, &mut rand::rng());
+        tokio::time::sleep(wait).await;
+    }
+
+    fn hold(&mut self, group_id: String, reason: String) {
+        let (until, failures) = self.held.entry(group_id.clone()).or_insert_with(|| (Instant::now(), 0));
+        *failures += 1;
+        let wait = backoff::delay(*failures, &mut rand::rng());
+        *until = Instant::now() + wait;
+        tracing::warn!(group = %group_id, domain = %self.domain, retry_after_ms = wait.as_millis(), "a lane is held: {reason}");
+    }
+}
+
+/// What a step came to.
+enum Progress {
+    /// Something was tried; look again at once.
+    Sent,
+    /// Nothing waits.
+    Idle,
+    /// Only lanes that are held wait.
+    HeldUntil(Instant),
+}
+
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Fault(fault) => fault,
+            Failure::Rejected(rejection) => Fault::because("a request of our own was refused", rejection),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What the two ports do with a connection: who it is, and each of its streams (*Transport* in `docs/protocol.md`).
+
+use std::sync::Arc;
+
+use quinn::{RecvStream, SendStream};
+use tokio::task::JoinSet;
+
+use super::route::{Connected, encode_failure, read};
+use super::{Failure, Service};
+use crate::base::limits::{
+    CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_FRAME_BYTES_MAX,
+};
+use crate::base::{Domain, UnixMillis};
+use crate::federation::{Hello, answer_hello};
+use crate::identity::tls::names_domain;
+use crate::transport::frame::{next_frame, request_frame, write_frame};
+use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError};
+use crate::wire::peer::{CredentialStatusRequest, Hello as HelloFrame, PeerLimits, PeerRequest, PeerResponse};
+use crate::wire::qs::{QsRequest, QsSender};
+use crate::wire::{ErrorCode, Rejection, Service as Body, VERSION, decode, encode};
+
+/// The port of the domain's own clients, ALPN `mimi-client/1`.
+pub struct ClientPort(pub Arc<Service>);
+
+/// The port of other nodes, ALPN `mimi-fed/1`.
+pub struct PeerPort(pub Arc<Service>);
+
+/// Our side of every `hello` (X7).
+pub struct OwnHello {
+    domain: Domain,
+}
+
+impl OwnHello {
+    /// The `hello` of the node of `domain`.
+    pub fn new(domain: Domain) -> Self {
+        Self { domain }
+    }
+}
+
+impl Hello for OwnHello {
+    fn ours(&self) -> Vec<u8> {
+        encode(&PeerRequest::Hello(self.frame()))
+    }
+
+    fn check(&self, peer: &Domain, theirs: &[u8]) -> Result<(), String> {
+        match decode(theirs) {
+            Ok(PeerResponse::Hello(hello)) => check_hello(&hello, peer),
+            _ => Err("it is not a hello".to_owned()),
+        }
+    }
+}
+
+impl OwnHello {
+    fn frame(&self) -> HelloFrame {
+        HelloFrame {
+            domain: self.domain.as_bytes().into(),
+            versions: vec![VERSION].into(),
+            limits: PeerLimits { frame_bytes_max: FRAME_BYTES_MAX as u32, lane_frames_max: LANE_BATCH_FRAMES_MAX as u32 },
+        }
+    }
+}
+
+/// The `hello` names the authenticated domain, and there is a version in common.
+fn check_hello(hello: &HelloFrame, peer: &Domain) -> Result<(), String> {
+    if hello.domain[..] != *peer.as_bytes() {
+        return Err(format!("it names another domain than {peer}"));
+    }
+    if !hello.versions.contains(&VERSION) {
+        return Err(format!("no protocol version in common: this node speaks {VERSION}"));
+    }
+    Ok(())
+}
+
+impl ConnectionHandler for PeerPort {
+    async fn connection(self: Arc<Self>, accepted: Accepted) {
+        let service = &self.0;
+        let certificate = accepted.peer_chain.first().cloned().unwrap_or_default();
+        let hello = OwnHello::new(service.domain.clone());
+        let ours = encode(&PeerResponse::Hello(hello.frame()));
+        let checked = answer_hello(&accepted.connection, &ours, |frame| {
+            let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
+                return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
+            };
+            let wrong = |reason: String| (CloseCode::WrongDomain, reason);
+            let domain = Domain::from_bytes(&theirs.domain).map_err(|error| wrong(error.to_string()))?;
+            // One domain per connection, and it is the certificate's (C3, X7).
+            if !names_domain(&certificate, &domain) {
+                return Err(wrong(format!("the certificate does not name {domain}")));
+            }
+            if domain == service.domain {
+                return Err(wrong("this is the node's own domain".to_owned()));
+            }
+            check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
+            Ok(domain)
+        });
+        match checked.await {
+            Ok(domain) => {
+                service.peers.inbound_contact(&domain);
+                service.serve_peer(&accepted, &domain).await;
+            }
+            Err(reason) => tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}"),
+        }
+    }
+}
+
+impl ConnectionHandler for ClientPort {
+    async fn connection(self: Arc<Self>, accepted: Accepted) {
+        let service = &self.0;
+        let who = if accepted.peer_chain.is_empty() {
+            Connected::Stranger
+        } else {
+            match service.own_client_of(&accepted.peer_chain, UnixMillis::now()) {
+                Ok(client) => Connected::Client(Box::new(client)),
+                Err(_) => {
+                    return CloseCode::NotAuthorized
+                        .close(&accepted.connection, "the certificates name no client of this domain");
+                }
+            }
+        };
+        service.serve_client(&accepted, &who).await;
+    }
+}
+
+impl Service {
+    /// Serves the streams of a connection, each in a task, until the connection ends or the node stops. Requests that have begun
+    /// are finished.
+    async fn serve_streams<F, T>(&self, accepted: &Accepted, stream: F)
+    where
+        F: Fn(SendStream, RecvStream) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let mut shutdown = self.shutdown.clone();
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                opened = accepted.connection.accept_bi() => match opened {
+                    Ok((send, recv)) => {
+                        tasks.spawn(stream(send, recv));
+                    }
+                    Err(_) => break,
+                },
+                Some(_) = tasks.join_next() => {}
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn serve_peer(self: &Arc<Self>, accepted: &Accepted, peer: &Domain) {
+        self.serve_streams(accepted, |send, recv| {
+            let (service, peer) = (self.clone(), peer.clone());
+            async move { service.peer_stream(send, recv, &peer).await }
+        })
+        .await;
+    }
+
+    /// Answers the requests of one stream of a peer in order, until it ends: one for most, many for lanes.
+    async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain) {
+        let mut shutdown = self.shutdown.clone();
+        loop {
+            let frame = tokio::select! {
+                frame = next_frame(&mut recv, FRAME_BYTES_MAX) => frame,
+                _ = shutdown.wait_for(|stop| *stop) => {
+                    let _ = send.reset(CloseCode::NotProcessed.number());
+                    return;
+                }
+            };
+            let answer = match frame {
+                Ok(Some(frame)) => encode(&self.peer_request(&frame, peer).await),
+                Ok(None) => {
+                    let _ = send.finish();
+                    return;
+                }
+                Err(error) => return refuse_stream(&mut send, &mut recv, &error),
+            };
+            if write_frame(&mut send, &answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
+        match decode(frame) {
+            Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
+            Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
+                Ok(answers) => PeerResponse::Lanes(answers),
+                Err(rejection) => PeerResponse::Error(rejection),
+            },
+            Ok(PeerRequest::DomainInfo) => PeerResponse::DomainInfo(self.own_info()),
+            Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. }) | PeerRequest::ProbeBack) => {
+                PeerResponse::Error(ErrorCode::Unsupported.into())
+            }
+            // A second hello has no place on a connection.
+            Ok(PeerRequest::Hello(_)) => PeerResponse::Error(ErrorCode::Malformed.into()),
+            Err(error) => PeerResponse::Error(Rejection::from(error)),
+        }
+    }
+
+    async fn serve_client(self: &Arc<Self>, accepted: &Accepted, who: &Connected) {
+        self.serve_streams(accepted, |send, recv| {
+            let (service, who) = (self.clone(), who.clone());
+            async move { service.client_stream(send, recv, &who).await }
+        })
+        .await;
+    }
+
+    /// Answers the one request of a client's stream; a subscription keeps the stream.
+    async fn client_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, who: &Connected) {
+        let limit = match who {
+            Connected::Client(_) => CLIENT_FRAME_BYTES_MAX,
+            Connected::Stranger => STRANGER_FRAME_BYTES_MAX,
+        };
+        let frame = match request_frame(&mut recv, limit).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(FrameError::TooLarge { .. }) => {
+                // Worth an answer: an honest client learns what to change.
+                let answer = encode_failure(ErrorCode::TooLarge.into());
+                let _ = recv.stop(CloseCode::TooLarge.number());
+                return send_answer(&mut send, &answer).await;
+            }
+            Err(error) => return refuse_stream(&mut send, &mut recv, &error),
+        };
+        if let Some(refused) = self.serve_subscription(&frame, who, &mut send).await {
+            let answer = match refused {
+                NotServed::OtherRequest => self.answer_client(&frame, who).await,
+                NotServed::Failed(failure) => encode_failure(failure),
+            };
+            send_answer(&mut send, &answer).await;
+        }
+    }
+
+    /// Serves the request if it is a subscription; says why not otherwise.
+    async fn serve_subscription(self: &Arc<Self>, frame: &[u8], who: &Connected, send: &mut SendStream) -> Option<NotServed> {
+        let Connected::Client(client) = who else { return Some(NotServed::OtherRequest) };
+        let Ok((request, destination)) = read(frame) else { return Some(NotServed::OtherRequest) };
+        let Body::Qs(message) = &request.content.service else { return Some(NotServed::OtherRequest) };
+        let (QsSender::Owner(queue_id), QsRequest::Subscribe(body)) = (&message.sender, &message.request) else {
+            return Some(NotServed::OtherRequest);
+        };
+        if destination != self.domain {
+            return Some(NotServed::Failed(ErrorCode::NotAuthorized.into()));
+        }
+        self.subscription(&request, *queue_id, body, client, send).await.err().map(NotServed::Failed)
+    }
+}
+
+/// Why a stream is not a served subscription.
+enum NotServed {
+    OtherRequest,
+    Failed(Failure),
+}
+
+async fn send_answer(send: &mut SendStream, answer: &[u8]) {
+    // A client that takes no answer is given the time that a request has; it asks again with the same request id.
+    let written = tokio::time::timeout(FRAME_READ_TIMEOUT, write_frame(send, answer)).await;
+    if matches!(written, Ok(Ok(()))) {
+        let _ = send.finish();
+        // Waited for, so that a stopping node does not cut the answer off.
+        let _ = tokio::time::timeout(FRAME_READ_TIMEOUT, send.stopped()).await;
+    }
+}
+
+fn refuse_stream(send: &mut SendStream, recv: &mut RecvStream, error: &FrameError) {
+    let code = error.code().number();
+    let _ = recv.stop(code);
+    let _ = send.reset(code);
+}

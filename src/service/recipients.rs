@@ -1,0 +1,131 @@
+//! From a fan-out to what storage writes: which local queue each sealed information means, and which domain gets a frame.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
+
+use super::Service;
+use crate::base::crypto::sha256;
+use crate::base::limits::OPENED_QUEUE_INFORMATION_MAX;
+use crate::base::{Domain, UnixMillis};
+use crate::ds::{FanOut, Recipient};
+use crate::qs::sealed;
+use crate::storage::deliveries::{DeliveryWrite, LocalRecipient};
+use crate::wire::qs::QueueInformation;
+use crate::wire::{List, Opaque, encode};
+
+/// A recipient as a lane frame keeps it: the leaf, so that newer queue information can be looked up when the frame is sent.
+#[derive(Clone, Debug, PartialEq, Eq, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+pub(super) struct StoredRecipient {
+    /// The member's leaf when the message was accepted.
+    pub(super) leaf_index: u32,
+    /// Its sealed queue information then.
+    pub(super) information: Opaque,
+}
+
+/// Opened queue informations by the digest of their sealed octets: opening one costs an HPKE decapsulation. Two generations of
+/// a bounded map: when the younger is full it becomes the older one, and what is still used is copied over.
+#[derive(Default)]
+pub(super) struct OpenedInformations(Mutex<Generations>);
+
+#[derive(Default)]
+struct Generations {
+    young: HashMap<[u8; 32], QueueInformation>,
+    old: HashMap<[u8; 32], QueueInformation>,
+}
+
+impl OpenedInformations {
+    fn look_up(&self, digest: &[u8; 32]) -> Option<QueueInformation> {
+        let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = generations.young.get(digest) {
+            return Some(known.clone());
+        }
+        let known = generations.old.remove(digest)?;
+        generations.insert(*digest, known.clone());
+        Some(known)
+    }
+
+    fn keep(&self, digest: [u8; 32], information: QueueInformation) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, information);
+    }
+}
+
+impl Generations {
+    fn insert(&mut self, digest: [u8; 32], information: QueueInformation) {
+        if self.young.len() >= OPENED_QUEUE_INFORMATION_MAX / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(digest, information);
+    }
+}
+
+impl Service {
+    /// QS-001, QS-002: the queue that a sealed information means for messages of the authenticated `hub`; `None` when it cannot
+    /// be opened or is bound to another hub. Only successes are kept: a stranger's garbage takes no room.
+    pub(super) fn open_recipient(&self, information: &[u8], hub: &Domain) -> Option<LocalRecipient> {
+        let digest = sha256(information);
+        let opened = match self.opened.look_up(&digest) {
+            Some(known) => known,
+            None => {
+                let opened = sealed::open(&self.keys.qs, information)?;
+                self.opened.keep(digest, opened.clone());
+                opened
+            }
+        };
+        sealed::is_bound_to(&opened, hub).then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
+    }
+
+    /// What storage writes for one fan-out of our own DS.
+    pub(super) fn delivery_write(&self, fan_out: &FanOut, now: UnixMillis) -> DeliveryWrite {
+        let mut local = Vec::new();
+        let mut remote: BTreeMap<&Domain, Vec<StoredRecipient>> = BTreeMap::new();
+        for Recipient { leaf_index, queue } in &fan_out.recipients {
+            if queue.domain == self.domain {
+                match self.open_recipient(&queue.information, &self.domain) {
+                    Some(recipient) => local.push(recipient),
+                    // The draft's invalid_client_queue_information; that it leads to a Remove (S12) is a later part.
+                    None => tracing::info!(group = %fan_out.group, leaf_index, "a member's queue information is not valid"),
+                }
+            } else {
+                let information = queue.information.as_slice().into();
+                remote.entry(&queue.domain).or_default().push(StoredRecipient { leaf_index: *leaf_index, information });
+            }
+        }
+        DeliveryWrite {
+            hub: self.domain.clone(),
+            group_id: fan_out.group.to_string(),
+            epoch: fan_out.epoch,
+            delivery: encode(&fan_out.delivery),
+            now,
+            local,
+            remote: remote.into_iter().map(|(domain, recipients)| (domain.clone(), encode(&List::from(recipients)))).collect(),
+        }
+    }
+
+    /// Wakes whoever waits for what was just written.
+    pub(super) fn wake_recipients(self: &std::sync::Arc<Self>, deliveries: &[Wake]) {
+        for delivery in deliveries {
+            self.waiters.wake(delivery.queues.iter().copied());
+            for domain in &delivery.domains {
+                self.wake_lane(domain);
+            }
+        }
+    }
+}
+
+/// Whom one delivery wakes.
+pub(super) struct Wake {
+    queues: Vec<crate::base::ids::QueueId>,
+    domains: Vec<Domain>,
+}
+
+impl Wake {
+    /// Whom `delivery` will wake once it is on disk.
+    pub(super) fn of(delivery: &DeliveryWrite) -> Self {
+        Self {
+            queues: delivery.local.iter().map(|recipient| recipient.queue_id).collect(),
+            domains: delivery.remote.iter().map(|(domain, _)| domain.clone()).collect(),
+        }
+    }
+}

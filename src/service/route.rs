@@ -1,0 +1,138 @@
+//! One client request: is it for us, or does it go on to its destination (C4, S16)?
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Failure, Service};
+use crate::base::limits::{CLIENT_REQUEST_TIMEOUT, FRAME_BYTES_MAX};
+use crate::base::{Domain, Fault};
+use crate::federation::{self, PeerError, Why};
+use crate::identity::ClientIdentity;
+use crate::wire::error::{Sent, UnreachableReason};
+use crate::wire::keys::KeysRequest;
+use crate::wire::peer::{PeerRequest, PeerResponse};
+use crate::wire::{ClientRequest, ErrorCode, Rejection, Response, Service as Body, VERSION, decode, encode};
+
+/// A client's connection, as its certificate says.
+#[derive(Clone, Debug)]
+pub(super) enum Connected {
+    /// With a client chain of this domain.
+    Client(Box<ClientIdentity>),
+    /// Without one: only `info` and `enrol` are answered.
+    Stranger,
+}
+
+impl Service {
+    /// Answers a client's request frame with a response frame, whatever happens.
+    pub(super) async fn answer_client(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Vec<u8> {
+        let answered = tokio::time::timeout(CLIENT_REQUEST_TIMEOUT, self.client_request(frame, who)).await;
+        // What was submitted to storage goes on without us; only the same request, repeated, tells how it ended.
+        answered.unwrap_or_else(|_| Err(ErrorCode::Internal.into())).unwrap_or_else(encode_failure)
+    }
+
+    async fn client_request(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Result<Vec<u8>, Failure> {
+        let (request, destination) = read(frame)?;
+        if let Connected::Stranger = who
+            && !matches!(&request.content.service, Body::Info(_) | Body::Accounts(_))
+        {
+            return Err(ErrorCode::NotAuthorized.into());
+        }
+        if destination == self.domain {
+            return self.here(&request, who).await;
+        }
+        match &request.content.service {
+            Body::Ds(_) => {}
+            Body::Keys(message) if matches!(message.request, KeysRequest::Claim(_)) => {}
+            // Everything else is between a client and its own node.
+            _ => return Err(ErrorCode::NotAuthorized.into()),
+        }
+        self.proxy(frame, &destination).await
+    }
+
+    /// Answers a request that a peer proxied for one of its users. It is for us or for nobody: never proxied again.
+    pub(super) async fn answer_proxied(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> Vec<u8> {
+        self.proxied_request(frame, peer).await.unwrap_or_else(encode_failure)
+    }
+
+    async fn proxied_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> Result<Vec<u8>, Failure> {
+        let (request, destination) = read(frame)?;
+        if destination != self.domain {
+            return Err(ErrorCode::NotAuthorized.into());
+        }
+        match &request.content.service {
+            Body::Ds(message) => self.ds_request(&request, message, peer).await,
+            Body::Keys(message) if matches!(message.request, KeysRequest::Claim(_)) => {
+                self.keys_request(&request, message, peer).await
+            }
+            _ => Err(ErrorCode::NotAuthorized.into()),
+        }
+    }
+
+    /// A request of one of our own clients to us.
+    async fn here(self: &Arc<Self>, request: &ClientRequest, who: &Connected) -> Result<Vec<u8>, Failure> {
+        match (&request.content.service, who) {
+            (Body::Info(body), _) => self.info(body).await.map(Self::encode_reply),
+            (Body::Accounts(message), _) => self.accounts_request(request, message).await,
+            (Body::Ds(message), Connected::Client(_)) => self.ds_request(request, message, &self.domain).await,
+            (Body::Keys(message), Connected::Client(_)) => self.keys_request(request, message, &self.domain).await,
+            (Body::Qs(message), Connected::Client(client)) => self.qs_request(request, message, client).await,
+            (_, Connected::Stranger) => Err(ErrorCode::NotAuthorized.into()),
+        }
+    }
+
+    /// Carries a request to its destination and its answer back, both unchanged.
+    async fn proxy(&self, frame: &[u8], destination: &Domain) -> Result<Vec<u8>, Failure> {
+        let request = encode(&PeerRequest::Proxy(frame.into()));
+        // A moment less than the client's own limit, so that the client hears why.
+        let deadline = Instant::now() + CLIENT_REQUEST_TIMEOUT.mul_f32(0.9);
+        let answer =
+            self.peers.request(destination, &request, FRAME_BYTES_MAX, deadline).await.map_err(|error| unreachable(&error))?;
+        match decode(&answer) {
+            Ok(PeerResponse::Proxy(response)) => Ok(response.into_vec()),
+            Ok(PeerResponse::Error(rejection)) => Err(rejection.into()),
+            _ => Err(Fault::new(format!("{destination} answered a proxied request with something else")).into()),
+        }
+    }
+}
+
+/// Decodes a request and its destination.
+pub(super) fn read(frame: &[u8]) -> Result<(ClientRequest, Domain), Rejection> {
+    // Looked at before the rest is decoded: another version may have another form.
+    if frame.get(..2).is_some_and(|version| version != VERSION.to_be_bytes()) {
+        return Err(ErrorCode::UnsupportedVersion.into());
+    }
+    let request: ClientRequest = decode(frame)?;
+    let destination = Domain::from_bytes(&request.content.destination).map_err(|_| ErrorCode::Malformed)?;
+    Ok((request, destination))
+}
+
+pub(super) fn encode_failure(failure: Failure) -> Vec<u8> {
+    encode(&Response::new(Err(failure.into_rejection())))
+}
+
+/// What a client is told of a peer that gave no answer.
+pub(super) fn unreachable(error: &PeerError) -> Rejection {
+    let sent = match error.sent {
+        federation::Sent::NotSent => Sent::NotSent,
+        federation::Sent::OutcomeUnknown => Sent::OutcomeUnknown,
+    };
+    tracing::info!("a peer gave no answer: {error}");
+    if error.why == Why::Local {
+        return ErrorCode::Internal.into();
+    }
+    Rejection::unreachable(reason(&error.why), sent)
+}
+
+fn reason(why: &Why) -> UnreachableReason {
+    match why {
+        Why::NoSuchDomain => UnreachableReason::NoSuchDomain,
+        Why::NoRecords | Why::RefusesFederation => UnreachableReason::DoesNotFederate,
+        Why::DnsFailure | Why::DnsTimedOut => UnreachableReason::DnsFailure,
+        Why::Unreachable | Why::Refused | Why::Protocol | Why::Closed | Why::Local => UnreachableReason::Refused,
+        Why::TimedOut => UnreachableReason::TimedOut,
+        Why::Certificate => UnreachableReason::Certificate,
+        Why::HelloRefused | Why::Denied | Why::TooLarge => UnreachableReason::Denied,
+        Why::BackingOff { .. } => UnreachableReason::BackingOff,
+    }
+}
