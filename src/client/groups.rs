@@ -246,8 +246,7 @@ impl Client {
     async fn claim_of(&self, user: &UserUri, deadline: Instant) -> Result<Vec<KeyPackage>> {
         let domain = user.domain().clone();
         self.domain_info(&domain, deadline).await?;
-        let request =
-            KeysRequest::Claim(ClaimKeyPackages { user: user.to_bytes().into(), ciphersuite: mls::CIPHERSUITE_ID });
+        let request = KeysRequest::Claim(ClaimKeyPackages { user: user.to_bytes().into(), ciphersuite: mls::CIPHERSUITE_ID });
         let certificates = self.shared.leaf.chain.iter().map(|der| der.as_slice().into()).collect();
         let service = Service::Keys(KeysMessage { certificates, request });
         let reply = self.ask(&domain, service, deadline).await?;
@@ -370,7 +369,8 @@ impl Client {
     }
 
     async fn resume_one(&self, outgoing: Outgoing, deadline: Instant) -> Result<()> {
-        let parse = |group: &String| group.parse::<GroupUri>().map_err(|error| Fault::because("the outbox names no group", error));
+        let parse =
+            |group: &String| group.parse::<GroupUri>().map_err(|error| Fault::because("the outbox names no group", error));
         let purpose = outgoing.purpose.clone();
         let Some(held) = self.shared.busy.take(outgoing) else { return Ok(()) };
         match &purpose {

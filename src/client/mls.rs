@@ -180,8 +180,7 @@ pub(super) fn new_key_package(
     if last_resort {
         builder = builder.mark_as_last_resort();
     }
-    let bundle =
-        builder.build(CIPHERSUITE, provider, &leaf.signer(), leaf.credential()).map_err(failed("make a KeyPackage"))?;
+    let bundle = builder.build(CIPHERSUITE, provider, &leaf.signer(), leaf.credential()).map_err(failed("make a KeyPackage"))?;
     let key_package = bundle.into_key_package();
     let reference = key_package.hash_ref(provider.crypto()).map_err(failed("hash a KeyPackage"))?;
     let message = openmls::prelude::MlsMessageOut::from(key_package).to_bytes().map_err(failed("encode a KeyPackage"))?;

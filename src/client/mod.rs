@@ -197,7 +197,9 @@ impl Client {
         });
         let (store, loaded) = loaded.await.context("opening the client was interrupted")??;
         match loaded {
-            Some((state, values)) if state.account.complete => Self::start(store, state, Provider::with_values(values), settings).await,
+            Some((state, values)) if state.account.complete => {
+                Self::start(store, state, Provider::with_values(values), settings).await
+            }
             Some(_) => Err(ClientError::Invalid(format!(
                 "the client in {} is not fully enrolled: run enrol again with the same invitation",
                 dir.display()
@@ -212,8 +214,7 @@ impl Client {
             key: SigningKey::from_pkcs8(&account.client_key.0)?,
             chain: vec![account.client_certificate.0.clone(), account.user_certificate.0.clone()],
         });
-        let (user_key, owner_key) =
-            (SigningKey::from_pkcs8(&account.user_key.0)?, SigningKey::from_pkcs8(&account.owner_key.0)?);
+        let (user_key, owner_key) = (SigningKey::from_pkcs8(&account.user_key.0)?, SigningKey::from_pkcs8(&account.owner_key.0)?);
         let domain: Domain = account.domain.parse().context("the state names no domain")?;
         let resolver = if settings.resolver.is_empty() { account.resolver.clone() } else { settings.resolver };
         let identity = ClientIdentity { chain: leaf.chain.clone(), key: Secret::new(leaf.key.pkcs8().expose().to_vec()) };

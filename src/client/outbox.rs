@@ -43,8 +43,7 @@ pub(super) struct Question<'a> {
 impl<'a> Question<'a> {
     /// A request kept in the outbox, as it was made.
     pub(super) fn kept(outgoing: &Outgoing, key: &'a SigningKey) -> Result<Self, Fault> {
-        let destination =
-            outgoing.destination.parse().map_err(|error| Fault::because("the outbox names no domain", error))?;
+        let destination = outgoing.destination.parse().map_err(|error| Fault::because("the outbox names no domain", error))?;
         let service = decode(&outgoing.service.0).map_err(|error| Fault::because("the outbox is damaged", error))?;
         Ok(Self { request: outgoing.request, destination, service, key: Some(key) })
     }

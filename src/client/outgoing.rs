@@ -163,8 +163,7 @@ impl Core {
     /// `update_queue_info` for `group`: a queue config bound to its hub instead of to an invitation (X3).
     pub(super) fn queue_update(&self, group: &GroupUri) -> Result<Service> {
         let mls = self.member_of(group)?;
-        let client_queue_config: ClientQueueConfig =
-            self.queue_config(QueueBinding::Hub(group.hub().as_bytes().into()))?;
+        let client_queue_config: ClientQueueConfig = self.queue_config(QueueBinding::Hub(group.hub().as_bytes().into()))?;
         let request = UpdateQueueInfo { group_id: group.to_bytes().into(), client_queue_config };
         Ok(ds(DsSenderId::LeafIndex(mls.own_leaf_index().u32()), DsRequest::UpdateQueueInfo(request)))
     }
@@ -193,11 +192,9 @@ impl Core {
             Plan::Remove(users) if users.contains(&self.me.user().to_string()) => {
                 return Err(ClientError::Invalid("a client cannot remove its own user".into()));
             }
-            Plan::Remove(users) => members
-                .iter()
-                .filter(|(_, client)| users.contains(&client.user().to_string()))
-                .map(|(index, _)| *index)
-                .collect(),
+            Plan::Remove(users) => {
+                members.iter().filter(|(_, client)| users.contains(&client.user().to_string())).map(|(index, _)| *index).collect()
+            }
             _ => Vec::new(),
         };
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
@@ -215,8 +212,7 @@ impl Core {
             }
         };
         let service = ds(DsSenderId::LeafIndex(leaf_index), request);
-        let outgoing =
-            self.enqueue(group.hub(), &service, Purpose::Commit { group: group.to_string(), epoch, hash, plan });
+        let outgoing = self.enqueue(group.hub(), &service, Purpose::Commit { group: group.to_string(), epoch, hash, plan });
         let fields = json!({
             "group": group.to_string(), "request": outgoing.request.to_string(), "commit": hex(&hash), "epoch": epoch,
         });

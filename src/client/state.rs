@@ -363,7 +363,8 @@ pub(super) mod tests {
         let (state, kept) = store.load().expect("reads").expect("is there");
         assert_eq!(format!("{state:?}"), format!("{:?}", sample()));
         assert_eq!(kept, values());
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.path().join("state")).expect("is there").permissions());
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.path().join("state")).expect("is there").permissions());
         assert_eq!(mode & 0o777, 0o600);
         store.save(&state, &kept).expect("saves over the leftover");
         assert!(!dir.path().join("state.new").exists());
