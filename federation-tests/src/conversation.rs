@@ -149,8 +149,13 @@ impl Cast {
         for (index, client) in self.clients.iter().enumerate() {
             // The first writers take what does not divide.
             let share = total / count + usize::from(index < total % count);
-            let player =
-                Player { client: client.clone(), group: group.clone(), scenes: scenes.clone(), name: self.names[index].clone() };
+            let player = Player {
+                client: client.clone(),
+                group: group.clone(),
+                scenes: scenes.clone(),
+                name: self.names[index].clone(),
+                cast: count,
+            };
             tasks.spawn(player.play(index, share, total - share, script));
         }
         while let Some(played) = tasks.join_next().await {
@@ -172,6 +177,8 @@ struct Player {
     group: GroupUri,
     scenes: Scenes,
     name: String,
+    /// How many members the group has once everyone is there.
+    cast: usize,
 }
 
 impl Player {
@@ -210,8 +217,9 @@ impl Player {
         let mut joined = Some(joined);
         let mut listener = self.client.listen();
         loop {
-            let member = self.client.members(&self.group).await.is_ok_and(|(_, members)| members.contains(self.client.uri()));
-            if member && let Some(joined) = joined.take() {
+            // A message of an epoch in which somebody is missing is not meant for that one.
+            let complete = self.client.members(&self.group).await.is_ok_and(|(_, members)| members.len() == self.cast);
+            if complete && let Some(joined) = joined.take() {
                 let _ = joined.send(());
             }
             if awaited == 0 && joined.is_none() {

@@ -16,7 +16,7 @@ use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
 use crate::base::{Context as _, Fault, GroupUri, limits};
-use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
+use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender};
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
 
@@ -63,18 +63,18 @@ impl Client {
             let entries = entries.into_vec();
             let more = entries.len() > 1;
             if !entries.is_empty() {
-                self.take_batch(entries).await?;
+                self.transact(move |core| core.take_batch(entries)).await?;
             }
             self.settle_backlog(deadline).await?;
+            self.acknowledge().await?;
             if !more {
                 return Ok(());
             }
         }
     }
 
-    /// Takes a batch into the state, then tells the node that it may forget it.
-    async fn take_batch(&self, entries: Vec<QueueEntry>) -> Result<()> {
-        self.transact(move |core| core.take_batch(entries)).await?;
+    /// Tells the node that it may forget what is processed.
+    async fn acknowledge(&self) -> Result<()> {
         let unacked = self.transact(|core| Ok(core.queue()?.id).map(|queue| (queue, core.unacked()))).await?;
         let (queue, Some(up_to)) = unacked else { return Ok(()) };
         let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request: QsRequest::Ack(AckEntries { up_to }) });
@@ -144,6 +144,7 @@ impl Client {
         let done = async {
             self.resume_by(deadline).await?;
             self.settle_backlog(deadline).await?;
+            self.acknowledge().await?;
             self.bind_queues(deadline).await?;
             self.top_up_key_packages(deadline).await
         };
@@ -300,8 +301,9 @@ async fn receive_subscribed(client: &Client) -> Result<()> {
         };
         {
             let _one = shared.receiving.lock().await;
-            client.take_batch(entries.into_vec()).await?;
+            client.transact(move |core| core.take_batch(entries.into_vec())).await?;
             client.settle_backlog(Instant::now() + CHORES_TIMEOUT).await?;
+            client.acknowledge().await?;
         }
         let joined = client.transact(|core| Ok(core.state.groups.values().any(|kept| !kept.queue_bound))).await?;
         if joined {

@@ -30,6 +30,8 @@ mod outgoing;
 mod receive;
 mod seal;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

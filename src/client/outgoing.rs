@@ -309,6 +309,8 @@ impl Core {
         let mut fields = json!({ "group": group, "request": request.to_string(), "message": hex(&hash), "epoch": epoch });
         let outcome = match answer {
             Ok(Reply::MessageAccepted(accepted)) => {
+                // The hub's epoch: it accepts messages of the last few.
+                fields["epoch"] = accepted.epoch.into();
                 self.record("accepted", fields);
                 let me = self.me.clone();
                 self.remember(None, accepted.accepted_at_ms, &uri, &me, &text);

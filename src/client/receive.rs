@@ -70,6 +70,25 @@ impl From<Fault> for Unapplied {
     }
 }
 
+fn kind_of_content(message: &ProtocolMessage) -> &'static str {
+    match message.content_type() {
+        ContentType::Application => "application",
+        ContentType::Proposal => "proposal",
+        ContentType::Commit => "commit",
+    }
+}
+
+/// What an entry is, as far as can be told without its group. The log knows five kinds: what is none of them counts as an
+/// application message that could not be read.
+fn kind_of(entry: &QueueEntry) -> &'static str {
+    let Delivery::Message(delivered) = &entry.delivery else { return "lost" };
+    match mls::read_message(&delivered.message) {
+        Ok(MlsMessageBodyIn::Welcome(_)) => "welcome",
+        Ok(MlsMessageBodyIn::PublicMessage(message)) => kind_of_content(&message.into()),
+        _ => "application",
+    }
+}
+
 fn bad<T>(kind: &'static str, outcome: &'static str, why: impl Into<String>) -> std::result::Result<T, Unapplied> {
     Err(Unapplied::Bad { seen: Seen::new(kind, outcome), why: why.into() })
 }
@@ -109,7 +128,7 @@ impl Core {
         let group = match GroupUri::from_bytes(&entry.group_id) {
             Ok(group) if group.hub().as_bytes() == &*entry.hub => group,
             _ => {
-                self.pass_over(&entry, Seen::new("unknown", "refused"), "the entry's group is not its hub's".into());
+                self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), "the entry's group is not its hub's".into());
                 return Ok(());
             }
         };
@@ -119,7 +138,7 @@ impl Core {
             if waiting.len() < BACKLOG_ENTRIES_MAX {
                 waiting.push(Blob(encode(&entry)));
             } else {
-                self.pass_over(&entry, Seen::new("unknown", "refused"), "too much waits for this group".into());
+                self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), "too much waits for this group".into());
             }
             return Ok(());
         }
@@ -164,7 +183,7 @@ impl Core {
         }
         let first = waiting.remove(0);
         if let Ok(entry) = decode::<QueueEntry>(&first.0) {
-            self.pass_over(&entry, Seen::new("welcome", "refused"), why);
+            self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), why);
         }
         self.drain_backlog(group, None)?;
         self.save()
@@ -185,7 +204,7 @@ impl Core {
             Err(Unapplied::Bad { seen, why }) => self.pass_over(entry, seen, why),
             Err(Unapplied::Fault(fault)) => {
                 let why = fault.to_string();
-                self.pass_over(entry, Seen::new("unknown", "fault"), why);
+                self.pass_over(entry, Seen::new(kind_of(entry), "fault"), why);
             }
         }
         Ok(None)
@@ -228,14 +247,10 @@ impl Core {
             Ok(MlsMessageBodyIn::Welcome(welcome)) => return self.apply_welcome(group, entry, welcome, tree),
             Ok(MlsMessageBodyIn::PublicMessage(message)) => message.into(),
             Ok(MlsMessageBodyIn::PrivateMessage(message)) => message.into(),
-            Ok(_) => return bad("unknown", "refused", "a kind of MLSMessage that is not delivered"),
-            Err(why) => return bad("unknown", "refused", why),
+            Ok(_) => return bad(kind_of(entry), "refused", "a kind of MLSMessage that is not delivered"),
+            Err(why) => return bad(kind_of(entry), "refused", why),
         };
-        let kind = match message.content_type() {
-            ContentType::Application => "application",
-            ContentType::Proposal => "proposal",
-            ContentType::Commit => "commit",
-        };
+        let kind = kind_of_content(&message);
         let Some(mls) = self.groups.get(group).filter(|mls| mls.is_active()) else {
             return bad(kind, "unknown_group", "not a member of the group");
         };
@@ -540,10 +555,13 @@ impl Core {
         self.events.push(Event::Joined { group: group.clone(), epoch });
     }
 
-    /// The last sequence that is safely in the state, if the node has not been told of it.
+    /// The last sequence up to which everything is processed and in the state, if the node has not been told of it. What waits
+    /// in the backlog is safe, too, but not processed: should it never be, the queue still has it.
     pub(super) fn unacked(&self) -> Option<u64> {
         let queue = self.state.queue.as_ref()?;
-        let last = queue.next.checked_sub(1)?;
+        let waiting = self.state.backlog.values().filter_map(|entries| decode::<QueueEntry>(&entries.first()?.0).ok());
+        let next = waiting.map(|entry| entry.sequence).fold(queue.next, u64::min);
+        let last = next.checked_sub(1)?;
         (last > queue.acked).then_some(last)
     }
 
