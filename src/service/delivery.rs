@@ -275,7 +275,11 @@ impl Service {
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
             Ok(Acceptance::Conflict) => Ok(Some(Tried::Conflict)),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => {
+                // It may be on disk all the same; whoever looks in vain loses nothing.
+                self.wake_recipients(wakes);
+                Err(fault.into())
+            }
         };
         // Another process may have written, or nobody knows what was: read anew.
         if let Some((mut group, _)) = group {
