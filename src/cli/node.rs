@@ -122,7 +122,7 @@ async fn initialise(arguments: InitArguments) -> Result<(), Fault> {
         tls: Tls { certificate: "tls/node.pem".into(), key: "tls/node.key".into(), authorities: "tls/authorities.pem".into() },
         dns: Dns { servers: arguments.dns },
     };
-    write_public(&config_path, &toml::to_string(&config).context("cannot write the configuration")?)?;
+    write_public(&config_path, &config.to_toml()?)?;
     println!("The node of {} is set up in {}.", arguments.domain, directory.display());
     println!("Peers' CAs go into {}.", tls.join("authorities.pem").display());
     println!(

@@ -138,6 +138,8 @@ struct Shared {
     busy: Arc<Busy>,
     /// Held while entries are fetched and taken.
     receiving: Mutex<()>,
+    /// Whether a listener's acknowledgement is on its way.
+    acknowledging: AtomicBool,
     /// One per group, held while a Commit is made and settled.
     groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
     /// Whether a Welcome may have used a KeyPackage since they were last counted.
@@ -241,6 +243,7 @@ impl Client {
                 inbox: Inbox::default(),
                 busy: Arc::default(),
                 receiving: Mutex::default(),
+                acknowledging: AtomicBool::new(false),
                 groups: std::sync::Mutex::default(),
                 key_packages_used: AtomicBool::new(true),
             }),

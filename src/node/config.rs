@@ -87,6 +87,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The configuration as the text of a file.
+    pub fn to_toml(&self) -> Result<String, Fault> {
+        toml::to_string(self).context("cannot write the configuration")
+    }
+
     /// Parses the text of a configuration; paths stay as they are.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         toml::from_str(text).map_err(|error| {

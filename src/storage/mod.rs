@@ -68,7 +68,7 @@ impl Storage {
         let options = options(path)?;
         let mut connection = writer::connect(&options).await?;
         migrator()
-            .run_direct(None, &mut connection, true)
+            .run(&mut connection)
             .await
             .with_context(|| format!("could not bring {} up to date", path.display()))?;
         restrict(path)?;
