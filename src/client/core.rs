@@ -101,6 +101,7 @@ impl Core {
             let kept = self.state.history.len();
             self.state.history.append(&mut self.new_history_lines);
             self.state.unlogged = std::mem::take(&mut self.new_log_lines);
+            mls::write_message_secrets(&self.provider, self.groups.values_mut())?;
             self.provider.values(|values| store.save(&self.state, values))?;
             self.history.append(self.state.history.iter().skip(kept))?;
             if let Some(log) = &mut self.log {

@@ -277,13 +277,15 @@ impl Client {
     async fn await_epoch(&self, group: &GroupUri, epoch: u64, deadline: Instant) -> Result<()> {
         let mut wait = Duration::from_millis(5);
         loop {
-            self.receive_once(deadline).await?;
             let now = {
                 let group = group.clone();
                 self.transact(move |core| Ok(core.member_of(&group)?.epoch().as_u64())).await?
             };
             if now > epoch {
                 return Ok(());
+            }
+            if self.receive_some(deadline).await?.is_some() {
+                continue;
             }
             if Instant::now() + wait >= deadline {
                 return Err(ClientError::NotReached(format!("the Commit that ended epoch {epoch} of {group} did not arrive")));

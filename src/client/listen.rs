@@ -20,7 +20,7 @@ use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
 use crate::base::ids::RequestId;
-use crate::base::{GroupUri, limits};
+use crate::base::{GroupUri, UnixMillis, limits};
 use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
@@ -49,7 +49,7 @@ impl Client {
     /// other operations.
     pub async fn sync(&self) -> Result<Vec<Event>> {
         let deadline = self.deadline();
-        self.receive_once(deadline).await?;
+        self.receive(deadline).await?;
         self.chores().await?;
         Ok(self.shared.inbox.take_all())
     }
@@ -60,28 +60,37 @@ impl Client {
         Listener { client: self.clone(), work: None }
     }
 
-    /// Fetches until the queue is empty. One at a time: order matters.
-    pub(super) async fn receive_once(&self, deadline: Instant) -> Result<()> {
-        let _one = self.shared.receiving.lock().await;
+    /// Fetches what had arrived when this was called. What arrives meanwhile may stay, or a busy group would keep this going
+    /// for ever.
+    async fn receive(&self, deadline: Instant) -> Result<()> {
+        let began = self.shared.now();
         loop {
-            let (from, queue) = self.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
-            let request = QsRequest::Fetch(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
-            let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
-            let reply = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await?;
-            let Reply::Entries(entries) = reply else {
-                return Err(ClientError::Untrusted("the node answered a fetch with something else".into()));
-            };
-            let entries = entries.into_vec();
-            let more = entries.len() > 1;
-            if !entries.is_empty() {
-                self.transact(move |core| core.take_batch(entries)).await?;
-            }
-            self.settle_backlog(deadline).await?;
-            self.acknowledge().await?;
-            if !more {
-                return Ok(());
+            match self.receive_some(deadline).await? {
+                Some(arrived_at) if arrived_at < began => {}
+                _ => return Ok(()),
             }
         }
+    }
+
+    /// One fetch: takes what it brings and says when the last of it arrived; `None` when there was nothing. One at a time:
+    /// order matters.
+    pub(super) async fn receive_some(&self, deadline: Instant) -> Result<Option<UnixMillis>> {
+        let _one = self.shared.receiving.lock().await;
+        let (from, queue) = self.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
+        let request = QsRequest::Fetch(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
+        let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
+        let reply = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await?;
+        let Reply::Entries(entries) = reply else {
+            return Err(ClientError::Untrusted("the node answered a fetch with something else".into()));
+        };
+        let entries = entries.into_vec();
+        let last = entries.last().map(|entry| UnixMillis(entry.arrived_at_ms));
+        if last.is_some() {
+            self.transact(move |core| core.take_batch(entries)).await?;
+        }
+        self.settle_backlog(deadline).await?;
+        self.acknowledge().await?;
+        Ok(last)
     }
 
     /// Tells the node that it may forget what is processed.
@@ -309,7 +318,8 @@ async fn receive_subscribed(client: &Client) -> Result<()> {
         }
         let (waits, joined) = {
             let _one = shared.receiving.lock().await;
-            let take = move |core: &mut Core| core.take_batch(entries).map(|()| (!core.state.backlog.is_empty(), core.has_unbound()));
+            let take =
+                move |core: &mut Core| core.take_batch(entries).map(|()| (!core.state.backlog.is_empty(), core.has_unbound()));
             let (waits, joined) = client.transact(take).await?;
             if waits {
                 client.settle_backlog(Instant::now() + CHORES_TIMEOUT).await?;

@@ -67,10 +67,7 @@ impl Storage {
     async fn open_file(path: &Path, lock: Option<std::fs::File>) -> Result<Self, Fault> {
         let options = options(path)?;
         let mut connection = writer::connect(&options).await?;
-        migrator()
-            .run(&mut connection)
-            .await
-            .with_context(|| format!("could not bring {} up to date", path.display()))?;
+        migrator().run(&mut connection).await.with_context(|| format!("could not bring {} up to date", path.display()))?;
         restrict(path)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(DATABASE_READERS)
