@@ -1,13 +1,19 @@
-//! What tests of `mimi-node` stand on, none of which trusts the node's own code:
+//! What tests of `mimi-node` stand on, and the testbed. The checker, the proxy and the forger trust none of the node's code.
 //!
 //! | module | is |
 //! |---|---|
+//! | [`world`] | domains on this machine, each with node, database, certificates and loopback address; their DNS |
+//! | [`conversation`] | the scripted conversation across all of them |
+//! | [`testbed`] | the conversation to look at and to join |
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
 pub mod checker;
+pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
 pub mod synth;
+pub mod testbed;
+pub mod world;

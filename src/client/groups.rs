@@ -174,6 +174,9 @@ impl Client {
 
     /// As [`Client::run_commit`], without one left over. The group's lock is held.
     async fn commit_anew(&self, group: &GroupUri, plan: &Plan, deadline: Instant) -> Result<u64> {
+        // Read first what was written in this epoch: the keys of past epochs are kept for a few Commits only, and a client that
+        // commits without ever looking into its queue would be the one who throws them away.
+        self.receive(deadline).await?;
         let mut claimed: Vec<(UserUri, KeyPackage)> = Vec::new();
         for attempt in 0..ATTEMPTS_MAX {
             let (left, epoch) = self.claim(group, plan, &mut claimed, deadline).await?;

@@ -2,14 +2,12 @@
 //! in batches, one state write each, then acknowledged.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng as _;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Client;
@@ -20,7 +18,7 @@ use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
 use crate::base::ids::RequestId;
-use crate::base::{GroupUri, UnixMillis, limits};
+use crate::base::{Context as _, GroupUri, UnixMillis, limits};
 use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
@@ -62,7 +60,7 @@ impl Client {
 
     /// Fetches what had arrived when this was called. What arrives meanwhile may stay, or a busy group would keep this going
     /// for ever.
-    async fn receive(&self, deadline: Instant) -> Result<()> {
+    pub(super) async fn receive(&self, deadline: Instant) -> Result<()> {
         let began = self.shared.now();
         loop {
             match self.receive_some(deadline).await? {
@@ -213,13 +211,21 @@ impl Client {
     }
 }
 
-/// Work in progress of a [`Listener`], which a cancelled [`Listener::next`] leaves where it is.
-type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
-
-/// Receives as entries arrive, for as long as [`Listener::next`] is awaited. Reconnects by itself.
+/// Receives as entries arrive. Reconnects by itself.
+///
+/// The receiving is a task of its own, which ends with the listener: were it polled by [`Listener::next`] alone, a caller that
+/// does something else with the client between two calls could wait for a lock that the unpolled future has been given.
 pub struct Listener {
     client: Client,
-    work: Option<Work>,
+    work: Option<AbortOnDrop>,
+}
+
+struct AbortOnDrop(JoinHandle<Result<()>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl fmt::Debug for Listener {
@@ -238,12 +244,12 @@ impl Listener {
                 return Ok(event);
             }
             let client = &self.client;
-            let work = self.work.get_or_insert_with(|| Box::pin(receive_for_ever(client.clone())));
+            let work = self.work.get_or_insert_with(|| AbortOnDrop(tokio::spawn(receive_for_ever(client.clone()))));
             tokio::select! {
                 () = arrived => {}
-                ended = work => {
+                ended = &mut work.0 => {
                     self.work = None;
-                    ended?;
+                    ended.context("receiving was interrupted")??;
                 }
             }
         }
