@@ -118,7 +118,7 @@ impl Service {
                 Ok(Tried::Answered(response))
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(Tried::Answered),
-            // The group id is taken (S6).
+            // DS-036 (S6): the group id is unused.
             Ok(Acceptance::Conflict) => Err(ErrorCode::InvalidGroupId.into()),
             Err(fault) => {
                 group.forget();
@@ -138,6 +138,7 @@ impl Service {
         let now = UnixMillis::now();
         let Some(state) = group.state(&self.storage, &uri).await? else {
             self.groups.release(&uri);
+            // DS-013: this hub has such a group.
             return Err(ErrorCode::UnknownGroup.into());
         };
         let sender = ds::sender::authenticate(state, request, message, through)?;
