@@ -148,7 +148,7 @@ impl TestClient {
     }
 }
 
-// covers DS-043
+// covers DS-045
 #[test]
 fn a_group_info_that_is_not_the_commits_is_refused() {
     let (mut hub, mut alice, mut others) = group(&["bob@b.test"]);

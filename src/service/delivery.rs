@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::groups::{HotGroup, HotTree};
 use super::recipients::Wake;
 use super::{Failure, Service};
-use crate::base::limits::GROUP_LOG_RECORDS_MAX;
+use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
 use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, StateChange};
 use crate::mls::StagedUpdate;
@@ -16,9 +16,6 @@ use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapsh
 use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
 use crate::wire::reply::GroupState as GroupStateReply;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
-
-/// How often a request is decided anew, because roots had to be fetched or the group changed under it.
-const DECISIONS_MAX: usize = 4;
 
 /// What a decision came to.
 enum Decided {
