@@ -1,8 +1,9 @@
 //! The decisions, with real MLS members and no storage. What each refusal leaves behind on disk is for the system tests.
 
-use super::testing::{TestClient, TestHub, ds_message};
+use super::testing::{TestHub, ds_message};
 use super::*;
 use crate::base::crypto::sha256;
+use crate::mls::testing::TestClient;
 use crate::wire::ds::*;
 use crate::wire::{List, Opaque};
 
@@ -137,22 +138,20 @@ fn one_commit_wins_an_epoch_and_the_loser_learns_which() {
     alice.merge();
     others[0].drop_pending();
     others[0].receive(&won.group_update.commit);
-    let DsRequest::UpdateClient(body) = others[0].update_body() else { unreachable!("an update") };
+    let DsRequest::UpdateClient(body) = update_body(&mut others[0]) else { unreachable!("an update") };
     let stolen = alice.as_leaf(DsRequest::UpdateClient(body));
     assert_eq!(code(hub.ask(&stolen, alice.uri.domain())), ErrorCode::NotAuthorized);
 }
 
-impl TestClient {
-    fn update_body(&mut self) -> DsRequest {
-        ds_message(&self.update()).request.clone()
-    }
+fn update_body(client: &mut TestClient) -> DsRequest {
+    ds_message(&client.update()).request.clone()
 }
 
 // covers DS-045
 #[test]
 fn a_group_info_that_is_not_the_commits_is_refused() {
     let (mut hub, mut alice, mut others) = group(&["bob@b.test"]);
-    let DsRequest::UpdateClient(good) = alice.update_body() else { unreachable!("an update") };
+    let DsRequest::UpdateClient(good) = update_body(&mut alice) else { unreachable!("an update") };
     let info = |group_info: Vec<u8>| {
         let group_update = GroupUpdate { group_info: group_info.into(), ..good.group_update.clone() };
         DsRequest::UpdateClient(GroupCommit { group_update, ..good.clone() })
@@ -165,7 +164,7 @@ fn a_group_info_that_is_not_the_commits_is_refused() {
         let refused = code(hub.ask(&alice.as_leaf(info(tampered)), alice.uri.domain()));
         assert_eq!(refused, ErrorCode::InvalidGroupInfo, "octet {position}");
     }
-    let DsRequest::UpdateClient(other) = others[0].update_body() else { unreachable!("an update") };
+    let DsRequest::UpdateClient(other) = update_body(&mut others[0]) else { unreachable!("an update") };
     let foreign = info(other.group_update.group_info.to_vec());
     assert_eq!(code(hub.ask(&alice.as_leaf(foreign), alice.uri.domain())), ErrorCode::InvalidGroupInfo);
     let right = alice.as_leaf(DsRequest::UpdateClient(good));
