@@ -28,7 +28,7 @@ pub fn decide_publish(
     roots: &AsRoots,
     now: UnixMillis,
 ) -> Result<Vec<PublishedKeyPackage>, Rejection> {
-    // QS-010: bounded.
+    // QS-010: at most so many per client.
     if body.key_packages.len() > KEY_PACKAGES_PER_CLIENT_MAX {
         return Err(ErrorCode::TooLarge.into());
     }

@@ -118,7 +118,7 @@ impl Service {
                 Ok(Tried::Answered(response))
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(Tried::Answered),
-            // The group id is taken (S6).
+            // DS-036 (S6): the group id is unused.
             Ok(Acceptance::Conflict) => Err(ErrorCode::InvalidGroupId.into()),
             Err(fault) => {
                 group.forget();
@@ -138,6 +138,7 @@ impl Service {
         let now = UnixMillis::now();
         let Some(state) = group.state(&self.storage, &uri).await? else {
             self.groups.release(&uri);
+            // DS-013: this hub has such a group.
             return Err(ErrorCode::UnknownGroup.into());
         };
         let sender = ds::sender::authenticate(state, request, message, through)?;
@@ -275,7 +276,11 @@ impl Service {
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
             Ok(Acceptance::Conflict) => Ok(Some(Tried::Conflict)),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => {
+                // It may be on disk all the same; whoever looks in vain loses nothing.
+                self.wake_recipients(wakes);
+                Err(fault.into())
+            }
         };
         // Another process may have written, or nobody knows what was: read anew.
         if let Some((mut group, _)) = group {
