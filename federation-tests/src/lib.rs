@@ -8,12 +8,14 @@
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
+//! | [`links`] | such a link between each two nodes, to cut one domain off |
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
 pub mod checker;
 pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
+pub mod links;
 pub mod synth;
 pub mod testbed;
 pub mod world;
