@@ -29,9 +29,9 @@ const CHORES_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a listener looks after what waits, while something does.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The waits between tries to subscribe again.
+/// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
 const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
-const RESUBSCRIBE_MAX: Duration = Duration::from_secs(5);
+const RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
 
 impl Client {
     /// Takes in all that the queue has, does what was left undone, and returns what happened since the last call, also during
@@ -241,13 +241,14 @@ impl Listener {
 async fn receive_for_ever(client: Client) -> Result<()> {
     let mut wait = RESUBSCRIBE_FIRST;
     loop {
-        let began = Instant::now();
-        match receive_subscribed(&client).await {
+        let (began, mut of_use) = (Instant::now(), false);
+        match receive_subscribed(&client, &mut of_use).await {
             Err(error @ (ClientError::Fault(_) | ClientError::Refused(_) | ClientError::Invalid(_))) => return Err(error),
             Err(error) => tracing::debug!(%error, "subscribing again"),
             Ok(()) => {}
         }
-        if began.elapsed() > RESUBSCRIBE_MAX {
+        // Time alone does not tell: a node that is restarted often serves well in between.
+        if of_use || began.elapsed() > RESUBSCRIBE_MAX {
             wait = RESUBSCRIBE_FIRST;
         }
         let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -262,8 +263,8 @@ async fn next_pushed(mut subscription: Subscription) -> (Subscription, std::resu
     (subscription, next)
 }
 
-/// One subscription, until it breaks.
-async fn receive_subscribed(client: &Client) -> Result<()> {
+/// One subscription, until it breaks. `of_use` says whether anything came through it.
+async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
     let shared = &client.shared;
     let (from, queue) = client.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
     let request = QsRequest::Subscribe(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
@@ -299,6 +300,7 @@ async fn receive_subscribed(client: &Client) -> Result<()> {
         let Reply::Entries(entries) = reply else {
             return Err(Fault::new("the node pushed something that is no queue entry").into());
         };
+        *of_use = true;
         {
             let _one = shared.receiving.lock().await;
             client.transact(move |core| core.take_batch(entries.into_vec())).await?;
