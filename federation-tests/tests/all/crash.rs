@@ -24,9 +24,10 @@ const HELD_KILLS: usize = 3;
 /// A run that takes longer has failed.
 const RUN_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// How long people may be left without the node after it answers on its ports again. What it takes is about a second: the
-/// reset of old connections, and one back-off.
-const RECOVERY_MAX: Duration = Duration::from_secs(15);
+/// How long people may hear nothing through a node because of one kill. Two or three seconds are what it takes: until somebody
+/// who waits for an answer sends a packet and learns that the connection is gone, and one back-off. The rest is for a slow
+/// machine.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Who is killed, and where between commit and answer.
 struct Victim {
@@ -49,7 +50,7 @@ struct Kill {
     /// Scenes that the victim had a part in so far.
     of_victim: u64,
     /// From when the node was up again to the next scene that it had a part in.
-    recovery: Duration,
+    recovery_ms: u128,
 }
 
 // Shows: a hub that is killed at any moment loses nothing that it accepted, does nothing twice, and keeps its order; clients and
@@ -60,7 +61,7 @@ struct Kill {
 // Is no failure: that requests take longer or are sent again, that commits have to be made anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_killed_ten_times_loses_and_doubles_nothing() {
-    let victim = Victim { index: 0, write: "accept_request", gap: 8..=20, batches: 4..=14, window: usize::MAX };
+    let victim = Victim { index: 0, write: "accept_request", gap: 12..=28, batches: 4..=12, window: usize::MAX };
     kill_again_and_again(seed(1), victim).await;
 }
 
@@ -71,7 +72,7 @@ async fn a_guests_node_killed_ten_times_loses_and_doubles_nothing() {
     let seed = seed(2);
     let index = if seed % 2 == 0 { 1 } else { 2 };
     // In step, or the others would have finished by the time that the node is up again.
-    let victim = Victim { index, write: "take_frames", gap: 8..=20, batches: 2..=6, window: 8 };
+    let victim = Victim { index, write: "take_frames", gap: 12..=28, batches: 2..=6, window: 8 };
     kill_again_and_again(seed, victim).await;
 }
 
@@ -79,24 +80,24 @@ async fn kill_again_and_again(seed: u64, victim: Victim) {
     let dir = tempfile::tempdir().expect("a directory");
     let world = World::open(dir.path(), 3).await.expect("a world");
     let outcome = tokio::time::timeout(RUN_TIMEOUT, run(&world, seed, &victim)).await;
-    let kills = match outcome {
-        Ok(Ok(kills)) => kills,
+    let (kills, silence) = match outcome {
+        Ok(Ok(done)) => done,
         Ok(Err(why)) => panic!("seed {seed}: {why}"),
         Err(_) => panic!("seed {seed}: not done after {RUN_TIMEOUT:?}\n{}", world.log_tails(60)),
     };
-    let slowest = kills.iter().map(|kill| kill.recovery).max().unwrap_or_default();
-    let times: Vec<_> = kills.iter().map(|kill| (kill.accepted, kill.held, kill.recovery.as_millis())).collect();
+    let times: Vec<_> = kills.iter().map(|kill| (kill.accepted, kill.held, kill.recovery_ms)).collect();
     eprintln!("seed {seed}: kills (accepted so far, held at the fault point, ms until traffic flowed again): {times:?}");
+    eprintln!("seed {seed}: longest silence {silence:?}");
 
     assert_eq!(kills.len(), KILLS, "seed {seed}");
     assert_eq!(kills.iter().filter(|kill| kill.held).count(), HELD_KILLS, "seed {seed}");
     // Traffic flowed before the first, between any two, and after the last.
     assert!(kills[0].accepted > 0 && kills[KILLS - 1].accepted < SCRIPT.messages, "seed {seed}: {times:?}");
     assert!(kills.windows(2).all(|two| two[0].of_victim < two[1].of_victim), "seed {seed}: {times:?}");
-    assert!(slowest < RECOVERY_MAX, "seed {seed}: {times:?}\n{}", world.log_tails(60));
+    assert!(silence < SILENCE_MAX, "seed {seed}: {silence:?}: {times:?}\n{}", world.log_tails(60));
 }
 
-async fn run(world: &World, seed: u64, victim: &Victim) -> Result<Vec<Kill>, String> {
+async fn run(world: &World, seed: u64, victim: &Victim) -> Result<(Vec<Kill>, Duration), String> {
     let program = Path::new(PROGRAM);
     let mut nodes = Vec::new();
     for index in 0..world.sites.len() {
@@ -112,7 +113,17 @@ async fn run(world: &World, seed: u64, victim: &Victim) -> Result<Vec<Kill>, Str
         drop(scenes);
         played.map_err(|fault| format!("{fault}\n{}", world.log_tails(60)))
     };
-    let mut killer = Killer { world, victim, name, seen, accepted: 0, of_victim: 0, rng: ChaCha8Rng::seed_from_u64(seed) };
+    let mut killer = Killer {
+        world,
+        victim,
+        name,
+        seen,
+        accepted: 0,
+        of_victim: 0,
+        last: Instant::now(),
+        longest_silence: Duration::ZERO,
+        rng: ChaCha8Rng::seed_from_u64(seed),
+    };
     let (talked, kills) = tokio::join!(talk, killer.run(&mut nodes[victim.index]));
     talked?;
     let kills = kills?;
@@ -120,7 +131,7 @@ async fn run(world: &World, seed: u64, victim: &Victim) -> Result<Vec<Kill>, Str
     cast.close().await;
     let verdict = demand_complete(world, SCRIPT.messages).await?;
     eprintln!("{verdict}");
-    Ok(kills)
+    Ok((kills, killer.longest_silence))
 }
 
 /// `alice@a.test`, as scenes have it.
@@ -136,6 +147,9 @@ struct Killer<'a> {
     seen: UnboundedReceiver<Scene>,
     accepted: usize,
     of_victim: u64,
+    /// When the victim last had a part in a scene, and the longest time that it had none.
+    last: Instant,
+    longest_silence: Duration,
     rng: ChaCha8Rng,
 }
 
@@ -170,7 +184,7 @@ impl Killer<'_> {
             let up = Instant::now();
             self.drain();
             self.until(self.of_victim + 1).await?;
-            kills.push(Kill { held, accepted, of_victim, recovery: up.elapsed() });
+            kills.push(Kill { held, accepted, of_victim, recovery_ms: up.elapsed().as_millis() });
         }
         while let Some(scene) = self.seen.recv().await {
             self.count(&scene);
@@ -180,6 +194,7 @@ impl Killer<'_> {
 
     fn count(&mut self, scene: &Scene) {
         let is_hub = self.victim.index == 0;
+        let before = self.of_victim;
         match scene {
             Scene::Sent { from, .. } => {
                 self.accepted += 1;
@@ -189,6 +204,13 @@ impl Killer<'_> {
             // What others read may have left the hub before it was killed.
             Scene::Received { by, .. } => self.of_victim += u64::from(!is_hub && *by == self.name),
             Scene::Enrolled(_) | Scene::Created(_) => {}
+        }
+        if self.of_victim > before {
+            // Before the first message, people are still joining.
+            if self.accepted > 1 {
+                self.longest_silence = self.longest_silence.max(self.last.elapsed());
+            }
+            self.last = Instant::now();
         }
     }
 
