@@ -63,13 +63,8 @@ async fn everything_arrives_over_bad_links_and_after_a_cut() {
     let seed = seed(3);
     let dir = tempfile::tempdir().expect("a directory");
     let world = World::open(dir.path(), 3).await.expect("a world");
-    let plan = FaultPlan {
-        loss: 0.10,
-        duplicate: 0.05,
-        reorder: 0.10,
-        reorder_delay: Duration::from_millis(15),
-        ..FaultPlan::none()
-    };
+    let plan =
+        FaultPlan { loss: 0.10, duplicate: 0.05, reorder: 0.10, reorder_delay: Duration::from_millis(15), ..FaultPlan::none() };
     let links = Links::lay(&world, &plan, seed).await.expect("the links");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (victim, cut_after) = (rng.random_range(1..world.sites.len()), rng.random_range(40..=100));
@@ -133,8 +128,7 @@ async fn watch(
     hub: &Domain,
     cut_after: usize,
 ) -> Result<Cut, String> {
-    let mut cut =
-        Cut { before: 0, by_others: 0, by_victim: 0, through: Vec::new(), refused: None, recovery: Duration::ZERO };
+    let mut cut = Cut { before: 0, by_others: 0, by_victim: 0, through: Vec::new(), refused: None, recovery: Duration::ZERO };
     while cut.before < cut_after {
         let scene = seen.recv().await.ok_or("the conversation ended before the cut")?;
         cut.before += usize::from(matches!(scene, Scene::Sent { .. }));
