@@ -9,6 +9,7 @@
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
 //! | [`leftovers`] | logs what is still queued when a run ends |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
+//! | [`links`] | such a link between each two nodes, to cut one domain off |
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
 pub mod checker;
@@ -16,6 +17,7 @@ pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
 pub mod leftovers;
+pub mod links;
 pub mod synth;
 pub mod testbed;
 pub mod world;
