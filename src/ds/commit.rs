@@ -139,6 +139,7 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         }
         let member = Member {
             signature_key: key_package.claim.signature_key.clone(),
+            previous_key: None,
             client: identity.client,
             queue,
             joined_epoch: staged.epoch,
@@ -152,7 +153,11 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         if identity.client != member.client {
             return Err(ErrorCode::InvalidCredential.into());
         }
-        set.push((*leaf_index, Member { signature_key: claim.signature_key.clone(), ..member.clone() }));
+        let mut renewed = member.clone();
+        if renewed.signature_key != claim.signature_key {
+            renewed.previous_key = Some(std::mem::replace(&mut renewed.signature_key, claim.signature_key.clone()));
+        }
+        set.push((*leaf_index, renewed));
     }
     Ok(set)
 }

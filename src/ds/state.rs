@@ -62,6 +62,8 @@ pub struct Joiner {
 pub struct Member {
     /// The leaf's signature key (Ed25519, 32 octets).
     pub signature_key: Vec<u8>,
+    /// The key before that, when a Commit replaced it: a retry of that very Commit is signed with it.
+    pub previous_key: Option<Vec<u8>>,
     /// Whose leaf it is; never changes while the leaf stays (R8).
     pub client: ClientUri,
     /// Where its messages go.

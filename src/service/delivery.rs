@@ -60,7 +60,11 @@ impl Service {
             match tried {
                 Tried::Answered(response) => return Ok(response),
                 Tried::NeedsRoots(domains) => self.fetch_domains(&domains).await?,
-                Tried::Conflict => {}
+                Tried::Conflict => {
+                    // Somebody else wrote: what is in memory is old.
+                    let uri = self.group_of(message)?;
+                    self.groups.slot(&uri).lock().await.forget();
+                }
             }
         }
         Err(crate::base::Fault::new("a request could not be decided: its group or the roots it needs keep changing").into())
@@ -170,6 +174,9 @@ impl Service {
         message: &DsMessage,
         now: UnixMillis,
     ) -> Result<Decided, Undecided> {
+        if sender.repeats_only {
+            return Err(ErrorCode::BadSignature.into());
+        }
         Self::check_time(&request.content, now)?;
         let kind = match &message.request {
             DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),
