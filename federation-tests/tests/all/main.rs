@@ -1,1 +1,6 @@
-//! x
+//! System tests: one module per topic. Each test opens with what it shows, what counts as failure and what does not.
+
+mod idempotency;
+mod racing;
+mod refusals;
+mod secrecy;
