@@ -26,6 +26,7 @@ use mimi_node::wire::{
     ClientRequest, Content, Invitation, List, Opaque, Rejection, Reply, Response, Service, decode, encode,
 };
 use rand::Rng as _;
+use rcgen::KeyPair;
 use rand_chacha::ChaCha20Rng;
 
 use crate::raw::{Ended, Raw};
@@ -216,6 +217,27 @@ pub fn device_of(
     let key = key_of_seed(&seed)?;
     let certificate = issue_client(user_key, user_certificate, &uri, key.public(), UnixMillis::now())?;
     Ok(Device { uri, seed, key, chain: vec![certificate, user_certificate.to_vec()] })
+}
+
+/// A client certificate that the holder of a user key signs, whoever `client` is. Nothing is checked.
+pub fn forge_client_certificate(
+    user_key: &SigningKey,
+    user_certificate: &[u8],
+    client: &ClientUri,
+    key: &SigningKey,
+) -> Result<Vec<u8>, Fault> {
+    let failed = "cannot forge a certificate";
+    let pem = |key: &SigningKey| KeyPair::try_from(key.pkcs8().expose()).context(failed);
+    let mut parameters = rcgen::CertificateParams::default();
+    let uri = client.to_string().try_into().context(failed)?;
+    parameters.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+    parameters.is_ca = rcgen::IsCa::ExplicitNoCa;
+    let now = time::OffsetDateTime::now_utc();
+    parameters.not_before = now - time::Duration::hours(1);
+    parameters.not_after = now + time::Duration::days(30);
+    let issuer_certificate = rustls::pki_types::CertificateDer::from(user_certificate);
+    let issuer = rcgen::Issuer::from_ca_cert_der(&issuer_certificate, pem(user_key)?).context(failed)?;
+    Ok(parameters.signed_by(&pem(key)?, &issuer).context(failed)?.der().to_vec())
 }
 
 /// A connection to a client port without a certificate.
