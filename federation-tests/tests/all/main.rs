@@ -1,1 +1,5 @@
-//! x
+//! System tests: nodes and clients as processes, over real sockets.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod cli;
+mod process;
