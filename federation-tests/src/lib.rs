@@ -7,6 +7,7 @@
 //! | [`testbed`] | the conversation to look at and to join |
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
+//! | [`leftovers`] | logs what is still queued when a run ends |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
@@ -14,6 +15,7 @@ pub mod checker;
 pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
+pub mod leftovers;
 pub mod synth;
 pub mod testbed;
 pub mod world;

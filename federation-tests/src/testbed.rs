@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::checker::{Figures, Finding, Line, Verdict, check};
 use crate::conversation::{Cast, NAMES, Scene, Script, read_logs};
+use crate::leftovers::log_queued;
 use crate::world::World;
 use picture::Picture;
 
@@ -122,6 +123,9 @@ async fn converse(arguments: &TestbedArguments, world: &World) -> Result<(Report
     let group = cast.make_group(&name, &scenes).await?;
     let script = Script { messages: arguments.messages, size: arguments.size as usize, update_every: 25 };
     cast.play(&group, script, &scenes).await?;
+    for (client, name) in cast.clients.iter().zip(NAMES) {
+        log_queued(client, &world.log_path(name)).await?;
+    }
     cast.close().await;
     drop(scenes);
     let proxied = shown.await.context("the picture was interrupted")?;

@@ -213,3 +213,15 @@ pub const LANES_PER_BATCH_MAX: usize = 64;
 
 /// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
 pub const LIST_ELEMENTS_MAX: usize = 16_384;
+
+/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
+pub const RECENT_COMMITS_MAX: usize = 64;
+
+/// The most AS roots a domain may publish.
+pub const AS_ROOTS_MAX: usize = 8;
+
+/// How often a request is decided anew, because roots had to be fetched or its group changed under it.
+pub const DECISIONS_MAX: usize = 4;
+
+/// How often a node forgets what has expired.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);

@@ -345,7 +345,9 @@ async fn chat(client: &Client, json: bool, group: &GroupUri) -> Done {
         tokio::select! {
             line = lines.recv() => match line {
                 Some(text) if text.trim().is_empty() => {}
-                Some(text) => drop(client.send(group, &text).await?),
+                Some(text) => {
+                    client.send(group, &text).await?;
+                }
                 None => return Ok(()),
             },
             event = listener.next() => {

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::credentials::{identify, identify_all, queue_of};
-use super::state::{Head, Joiner, Member, RECENT_COMMITS_MAX, RecentCommit};
+use super::state::{Head, Joiner, Member, RecentCommit};
 use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, Refusal, StateChange};
 use crate::base::UserUri;
 use crate::base::crypto::sha256;
-use crate::base::limits::{COMMIT_PROPOSALS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX};
+use crate::base::limits::{COMMIT_PROPOSALS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX, RECENT_COMMITS_MAX};
 use crate::mls::message::{framed_commit, welcome_recipients};
 use crate::mls::{StagedUpdate, Tree};
 use crate::wire::ds::GroupUpdate;

@@ -10,9 +10,6 @@ use crate::base::{ClientUri, Domain, GroupUri, UserUri};
 /// The format of member and head records; every record begins with it.
 const RECORD_FORMAT: u8 = 1;
 
-/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
-pub const RECENT_COMMITS_MAX: usize = 64;
-
 /// A group's small record, in memory.
 #[derive(Clone, Debug)]
 pub struct GroupState {

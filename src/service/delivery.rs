@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::groups::{HotGroup, HotTree};
 use super::recipients::Wake;
 use super::{Failure, Service};
-use crate::base::limits::GROUP_LOG_RECORDS_MAX;
+use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
 use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, StateChange};
 use crate::mls::StagedUpdate;
@@ -16,9 +16,6 @@ use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapsh
 use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
 use crate::wire::reply::GroupState as GroupStateReply;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
-
-/// How often a request is decided anew, because roots had to be fetched or the group changed under it.
-const DECISIONS_MAX: usize = 4;
 
 /// What a decision came to.
 enum Decided {
@@ -276,7 +273,11 @@ impl Service {
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
             Ok(Acceptance::Conflict) => Ok(Some(Tried::Conflict)),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => {
+                // It may be on disk all the same; whoever looks in vain loses nothing.
+                self.wake_recipients(wakes);
+                Err(fault.into())
+            }
         };
         // Another process may have written, or nobody knows what was: read anew.
         if let Some((mut group, _)) = group {
