@@ -229,3 +229,24 @@ pub const DECISIONS_MAX: usize = 4;
 
 /// How often a node forgets what has expired.
 pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// How many expired answers are forgotten in one transaction.
+pub const FORGET_AT_ONCE_MAX: u64 = 10_000;
+
+/// The largest KeyPackage (MLSMessage), in octets; two X.509 certificates and a queue config fit several times.
+pub const KEY_PACKAGE_BYTES_MAX: usize = 32 * 1024;
+
+/// The largest leaf node of a member, in octets.
+pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
+
+/// The most recipients in one lane batch: each may cost an HPKE decapsulation.
+pub const LANE_BATCH_RECIPIENTS_MAX: usize = 8_192;
+
+/// The most domains whose AS roots are fetched for one request.
+pub const UNKNOWN_DOMAINS_MAX: usize = 16;
+
+/// The largest `domain_info` of another domain, in octets.
+pub const DOMAIN_INFO_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a client connection without a certificate may last: `info` and `enrol` are quick.
+pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tokio::task::JoinSet;
 use super::config::{Config, read_secret};
 use super::init;
 use crate::base::fault::{Context as _, Fault};
-use crate::base::limits::{HOUSEKEEPING_INTERVAL, SHUTDOWN_TIMEOUT};
+use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TIMEOUT};
 use crate::base::secret::Secret;
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
@@ -85,14 +86,15 @@ impl Node {
     /// Stops: no new requests, those begun are finished, the database is closed. Gives up waiting after a deadline and says so.
     pub async fn stop(mut self) -> Result<(), Fault> {
         self.shutdown.send_replace(true);
+        // The accept loops give their connections SHUTDOWN_TIMEOUT and then cut them off; a moment more for doing so.
         let drained = async {
             while self.tasks.join_next().await.is_some() {}
             self.service.join_workers().await;
-            self.service.peers().close_all(CloseCode::ShuttingDown);
-            endpoint::close(&self.federation).await;
-            endpoint::close(&self.client).await;
         };
-        let in_time = tokio::time::timeout(SHUTDOWN_TIMEOUT, drained).await.is_ok();
+        let in_time = tokio::time::timeout(SHUTDOWN_TIMEOUT + Duration::from_secs(1), drained).await.is_ok();
+        self.tasks.abort_all();
+        self.service.peers().close_all(CloseCode::ShuttingDown);
+        tokio::join!(endpoint::close(&self.federation), endpoint::close(&self.client));
         // Whatever was accepted is written, however long that takes the disk.
         self.service.storage().close().await;
         tracing::info!(domain = %self.service.domain(), "stopped");
@@ -117,8 +119,16 @@ async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) 
         if stop {
             return;
         }
-        if let Err(fault) = service.storage().write(ForgetAnswers { now: UnixMillis::now() }).await {
-            tracing::error!("housekeeping failed: {fault}");
+        loop {
+            let forget = ForgetAnswers { now: UnixMillis::now(), limit: FORGET_AT_ONCE_MAX };
+            match service.storage().write(forget).await {
+                Ok(FORGET_AT_ONCE_MAX) => {}
+                Ok(_) => break,
+                Err(fault) => {
+                    tracing::error!("housekeeping failed: {fault}");
+                    break;
+                }
+            }
         }
     }
 }

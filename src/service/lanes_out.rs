@@ -181,7 +181,7 @@ impl Worker {
             // A fair share of what is left, so that a long lane leaves room for the others.
             let share = frames_left.div_ceil(groups.len() - index);
             let from = self.delivered.get(*group_id).map_or(0, |last| last + 1);
-            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share).await?;
+            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share, LANE_BATCH_BYTES_MAX).await?;
             let Some(first) = waiting.first() else { continue };
             let incarnation = first.incarnation;
             let mut frames = Vec::new();

@@ -76,10 +76,12 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// Forgets answers that expired before `now`, at most `limit` of them.
+/// Forgets answers that expired before `now`, a bounded number at a time, so that nobody waits long behind it.
 pub struct ForgetAnswers {
     /// The time now.
     pub now: UnixMillis,
+    /// The most answers to forget; when fewer were forgotten, no expired ones are left.
+    pub limit: u64,
 }
 
 impl Transaction for ForgetAnswers {
@@ -87,8 +89,11 @@ impl Transaction for ForgetAnswers {
     type Answer = u64;
 
     async fn apply(&self, connection: &mut Connection) -> Result<u64, Fault> {
-        let done = sqlx::query("DELETE FROM answers WHERE expires_at_ms < $1")
+        let statement = "DELETE FROM answers WHERE (sender, request_id) IN \
+                         (SELECT sender, request_id FROM answers WHERE expires_at_ms < $1 LIMIT $2)";
+        let done = sqlx::query(statement)
             .bind(integer(self.now.0))
+            .bind(integer(self.limit))
             .execute(connection)
             .await
             .context("could not forget old answers")?;

@@ -48,7 +48,7 @@ fn new_body_id(now: UnixMillis) -> [u8; 16] {
 /// Writes one delivery. Returns, for each local recipient in order, whether its queue took it.
 pub(super) async fn write(connection: &mut Connection, delivery: &DeliveryWrite) -> Result<Vec<bool>, Fault> {
     let usable = usable_queues(connection, &delivery.local).await?;
-    let taken: Vec<bool> = delivery.local.iter().map(|recipient| usable.contains(&recipient.queue_id)).collect();
+    let taken: Vec<bool> = delivery.local.iter().map(|recipient| usable.binary_search(&recipient.queue_id).is_ok()).collect();
     let uses = usable.len() + delivery.remote.len();
     if uses == 0 {
         return Ok(taken);

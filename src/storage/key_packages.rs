@@ -50,10 +50,11 @@ impl Transaction for PublishKeyPackages {
         }
         let client = self.client.to_string();
         // The checks come before the first write: a refused publication changes nothing.
-        let count = sqlx::query("SELECT COUNT(*) AS n FROM key_packages WHERE client = $1 AND user_uri = $2 AND last_resort = 0")
+        let count = sqlx::query("SELECT COUNT(*) AS n FROM key_packages WHERE client = $1 AND user_uri = $2 AND last_resort = 0 AND not_after_ms >= $3")
             .bind(client.as_str())
             .bind(self.client.user().to_string())
-            .fetch_one(&mut *connection)
+                .bind(integer(self.now.0))
+                .fetch_one(&mut *connection)
             .await
             .context(failed)?;
         let there = unsigned(count.try_get("n").context(failed)?);
@@ -143,7 +144,7 @@ impl Transaction for ClaimKeyPackages {
             return Ok(Claimed::Known(known));
         }
         let found = sqlx::query(
-            "SELECT reference, client, key_package, last_resort FROM key_packages \
+            "SELECT reference, client, last_resort FROM key_packages \
              WHERE user_uri = $1 AND not_after_ms > $2 ORDER BY client, last_resort, not_after_ms",
         )
         .bind(self.user.to_string())
@@ -158,16 +159,21 @@ impl Transaction for ClaimKeyPackages {
             if claimed.last().is_some_and(|(last, _)| *last == client) {
                 continue;
             }
+            let reference: Vec<u8> = row.try_get("reference").context(failed)?;
+            let chosen = sqlx::query("SELECT key_package FROM key_packages WHERE reference = $1")
+                .bind(reference.as_slice())
+                .fetch_one(&mut *connection)
+                .await
+                .context(failed)?;
             let last_resort: i64 = row.try_get("last_resort").context(failed)?;
             if last_resort == 0 {
-                let reference: Vec<u8> = row.try_get("reference").context(failed)?;
                 sqlx::query("DELETE FROM key_packages WHERE reference = $1")
                     .bind(reference.as_slice())
                     .execute(&mut *connection)
                     .await
                     .context(failed)?;
             }
-            claimed.push((client, row.try_get("key_package").context(failed)?));
+            claimed.push((client, chosen.try_get("key_package").context(failed)?));
         }
         if claimed.is_empty() {
             return Ok(Claimed::None);

@@ -4,7 +4,7 @@
 use sqlx::Row as _;
 
 use super::deliveries::{self, DeliveryWrite, release_bodies};
-use super::{Connection, Storage, Transaction, integer, unsigned};
+use super::{Connection, Storage, Transaction, integer, last_within, unsigned};
 use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::ids::Incarnation;
@@ -53,24 +53,41 @@ impl Storage {
         rows.into_iter().map(|row| row.try_get("group_id").context(failed)).collect()
     }
 
-    /// The first frames that wait in one lane from `from` on, in order.
+    /// The first frames that wait in one lane from `from` on, in order: at most `limit`, and at most `octets_max` octets of
+    /// messages and recipients beyond the first.
     pub async fn waiting_frames(
         &self,
         domain: &Domain,
         group_id: &str,
         from: u64,
         limit: usize,
+        octets_max: usize,
     ) -> Result<Vec<WaitingFrame>, Fault> {
         let failed = "could not read waiting frames";
-        let rows = sqlx::query(
-            "SELECT f.lane_sequence, f.recipients, l.incarnation, b.epoch, b.delivery FROM lane_frames f \
-             JOIN lanes l ON l.domain = f.domain AND l.group_id = f.group_id JOIN bodies b ON b.body_id = f.body_id \
+        // Sizes first: bodies that do not fit are not read at all.
+        let sizes = sqlx::query(
+            "SELECT f.lane_sequence AS n, LENGTH(b.delivery) + LENGTH(f.recipients) AS octets FROM lane_frames f \
+             JOIN bodies b ON b.body_id = f.body_id \
              WHERE f.domain = $1 AND f.group_id = $2 AND f.lane_sequence >= $3 ORDER BY f.lane_sequence LIMIT $4",
         )
         .bind(domain.as_str())
         .bind(group_id)
         .bind(integer(from))
         .bind(integer(limit as u64))
+        .fetch_all(self.readers())
+        .await
+        .context(failed)?;
+        let Some(last) = last_within(&sizes, octets_max).context(failed)? else { return Ok(Vec::new()) };
+        let rows = sqlx::query(
+            "SELECT f.lane_sequence, f.recipients, l.incarnation, b.epoch, b.delivery FROM lane_frames f \
+             JOIN lanes l ON l.domain = f.domain AND l.group_id = f.group_id JOIN bodies b ON b.body_id = f.body_id \
+             WHERE f.domain = $1 AND f.group_id = $2 AND f.lane_sequence >= $3 AND f.lane_sequence <= $4 \
+             ORDER BY f.lane_sequence",
+        )
+        .bind(domain.as_str())
+        .bind(group_id)
+        .bind(integer(from))
+        .bind(last)
         .fetch_all(self.readers())
         .await
         .context(failed)?;
@@ -138,7 +155,7 @@ pub struct TakeFrames {
 pub struct ArrivedFrame {
     /// Its place in the lane.
     pub lane_sequence: u64,
-    /// SHA-256 of the encoded frame.
+    /// What makes a repeat the same frame; see `service::lanes_in`.
     pub digest: [u8; 32],
     /// Per recipient, whether its information was opened and accepted; if so, it is the next of the delivery's `local`.
     pub opened: Vec<bool>,
@@ -170,8 +187,8 @@ impl Transaction for TakeFrames {
         let mut answers = Vec::with_capacity(self.frames.len());
         for frame in &self.frames {
             if frame.lane_sequence < next {
-                answers
-                    .push(self.stored_answer(connection, frame.lane_sequence).await?.map_or_else(Vec::new, |(_, taken)| taken));
+                let known = self.stored_answer(connection, frame.lane_sequence).await?;
+                answers.push(known.map_or_else(|| vec![true; frame.opened.len()], |(_, taken)| taken));
                 continue;
             }
             let taken = deliveries::write(connection, &frame.delivery).await?;
@@ -186,6 +203,11 @@ impl Transaction for TakeFrames {
         }
         Ok(Taken::All(answers))
     }
+}
+
+/// Whether the answer to a frame is no longer kept, when the lane is at `next`.
+fn is_forgotten(lane_sequence: u64, next: u64) -> bool {
+    lane_sequence < next.saturating_sub(LANE_ANSWERS_KEPT)
 }
 
 impl TakeFrames {
@@ -217,7 +239,10 @@ impl TakeFrames {
                 expected += 1;
                 continue;
             }
-            // A repeat. One so old that its answer is gone was acknowledged long ago by every honest sender's count.
+            // A repeat. Of one so old that its answer is forgotten, all that is left to say is that it was taken.
+            if is_forgotten(frame.lane_sequence, next) {
+                continue;
+            }
             let known = self.stored_answer(connection, frame.lane_sequence).await?;
             if known.is_none_or(|(digest, _)| digest != frame.digest) {
                 return Ok(Some(Taken::Conflict));

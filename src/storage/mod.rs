@@ -69,9 +69,13 @@ impl Storage {
 
     async fn open_file(path: &Path, lock: Option<std::fs::File>) -> Result<Self, Fault> {
         let options = options(path)?;
-        let mut connection = writer::connect(&options).await?;
-        migrator().run(&mut connection).await.with_context(|| format!("could not bring {} up to date", path.display()))?;
         restrict(path)?;
+        let mut connection = writer::connect(&options).await?;
+        if lock.is_some() {
+            // Only the node itself, which holds the lock, changes the schema.
+            let migrated = migrator().run(&mut connection).await;
+            migrated.with_context(|| format!("could not bring {} up to date", path.display()))?;
+        }
         let readers = SqlitePoolOptions::new()
             .max_connections(DATABASE_READERS)
             .connect_with(options.clone().read_only(true))
@@ -145,11 +149,13 @@ fn lock(directory: &Path) -> Result<std::fs::File, Fault> {
     }
 }
 
-/// The database holds private keys: nobody else reads it.
+/// The database holds private keys: nobody else reads it. Made before SQLite opens it, which gives the write-ahead log the same
+/// permissions.
 fn restrict(path: &Path) -> Result<(), Fault> {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("could not restrict the permissions of {}", path.display()))
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    let failed = || format!("could not restrict the permissions of {}", path.display());
+    std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).with_context(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(failed)
 }
 
 /// `($1, $2), ($3, $4), …`: the VALUES of a multi-row statement.
@@ -174,6 +180,20 @@ fn rows(rows: usize, columns: usize) -> String {
 /// `$first, $first+1, …`: the list of an IN with `count` values.
 fn list(first: usize, count: usize) -> String {
     (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The last `n` of rows (n, octets) that together have at most `octets_max` octets; the first one counts whatever its size.
+fn last_within(sizes: &[sqlx::sqlite::SqliteRow], octets_max: usize) -> Result<Option<i64>, sqlx::Error> {
+    use sqlx::Row as _;
+    let (mut last, mut octets) = (None, 0);
+    for row in sizes {
+        octets += unsigned(row.try_get("octets")?);
+        if last.is_some() && octets > octets_max as u64 {
+            break;
+        }
+        last = Some(row.try_get("n")?);
+    }
+    Ok(last)
 }
 
 /// Rows per multi-row statement: few statements, each far below the backends' limit on parameters.

@@ -4,7 +4,7 @@ use sqlx::Row as _;
 
 use super::answers::{self, Known, RequestKey};
 use super::deliveries::release_bodies;
-use super::{Connection, Storage, Transaction, integer, unsigned};
+use super::{Connection, Storage, Transaction, integer, last_within, unsigned};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::ids::QueueId;
 use crate::base::limits::FETCH_BYTES_MAX;
@@ -134,9 +134,9 @@ impl Storage {
     /// Entries from sequence `from` on: at most `max`, and at most [`FETCH_BYTES_MAX`] octets beyond the first.
     pub async fn entries(&self, queue_id: QueueId, from: u64, max: u32) -> Result<Vec<QueueEntry>, Fault> {
         let failed = "could not read queue entries";
-        let found = sqlx::query(
-            "SELECT e.sequence, b.hub, b.group_id, b.epoch, b.delivery, b.arrived_at_ms \
-             FROM queue_entries e JOIN bodies b ON b.body_id = e.body_id \
+        // Sizes first: bodies that do not fit are not read at all.
+        let sizes = sqlx::query(
+            "SELECT e.sequence AS n, LENGTH(b.delivery) AS octets FROM queue_entries e JOIN bodies b ON b.body_id = e.body_id \
              WHERE e.queue_id = $1 AND e.sequence >= $2 ORDER BY e.sequence LIMIT $3",
         )
         .bind(queue_id.0.as_slice())
@@ -145,14 +145,21 @@ impl Storage {
         .fetch_all(self.readers())
         .await
         .context(failed)?;
+        let Some(last) = last_within(&sizes, FETCH_BYTES_MAX).context(failed)? else { return Ok(Vec::new()) };
+        let found = sqlx::query(
+            "SELECT e.sequence, b.hub, b.group_id, b.epoch, b.delivery, b.arrived_at_ms \
+             FROM queue_entries e JOIN bodies b ON b.body_id = e.body_id \
+             WHERE e.queue_id = $1 AND e.sequence >= $2 AND e.sequence <= $3 ORDER BY e.sequence",
+        )
+        .bind(queue_id.0.as_slice())
+        .bind(integer(from))
+        .bind(last)
+        .fetch_all(self.readers())
+        .await
+        .context(failed)?;
         let mut entries = Vec::with_capacity(found.len());
-        let mut octets = 0;
         for row in found {
             let delivery: Vec<u8> = row.try_get("delivery").context(failed)?;
-            octets += delivery.len();
-            if octets > FETCH_BYTES_MAX && !entries.is_empty() {
-                break;
-            }
             let hub: String = row.try_get("hub").context(failed)?;
             let group_id: String = row.try_get("group_id").context(failed)?;
             entries.push(QueueEntry {

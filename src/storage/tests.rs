@@ -163,15 +163,17 @@ async fn lane_frames_wait_in_order_until_they_are_dropped() {
     assert_eq!(storage.domains_with_frames().await.expect("read"), [domain("b.test"), domain("c.test")]);
     assert_eq!(storage.waiting_lanes(&domain("b.test"), "", 10).await.expect("read"), [GROUP]);
     assert!(storage.waiting_lanes(&domain("b.test"), GROUP, 10).await.expect("read").is_empty());
-    let waiting = storage.waiting_frames(&domain("b.test"), GROUP, 0, 10).await.expect("read");
+    let waiting = storage.waiting_frames(&domain("b.test"), GROUP, 0, 10, 1_000_000).await.expect("read");
     assert_eq!(waiting.iter().map(|frame| frame.lane_sequence).collect::<Vec<_>>(), [1, 2, 3]);
     assert!(waiting.windows(2).all(|pair| pair[0].incarnation == pair[1].incarnation));
+    let first = storage.waiting_frames(&domain("b.test"), GROUP, 0, 10, 1).await.expect("read");
+    assert_eq!(first.len(), 1, "one at least, however large, and no more than fit");
     for _ in 0..2 {
         let drop = DropFrames { domain: domain("b.test"), lanes: vec![(GROUP.to_owned(), 2)] };
         storage.write(drop).await.expect("written");
     }
-    assert_eq!(storage.waiting_frames(&domain("b.test"), GROUP, 0, 10).await.expect("read").len(), 1);
-    assert_eq!(storage.waiting_frames(&domain("c.test"), GROUP, 0, 10).await.expect("read").len(), 3);
+    assert_eq!(storage.waiting_frames(&domain("b.test"), GROUP, 0, 10, 1_000_000).await.expect("read").len(), 1);
+    assert_eq!(storage.waiting_frames(&domain("c.test"), GROUP, 0, 10, 1_000_000).await.expect("read").len(), 3);
     assert_eq!(count(&storage, "bodies").await, 3, "the other lane still needs them");
 }
 
@@ -210,6 +212,11 @@ async fn a_lane_is_taken_once_in_order_and_without_gaps() {
     let partly_known = storage.write(take(1, &[(2, 2), (3, 3)], &recipient)).await.expect("written");
     assert_eq!(partly_known, Taken::All(vec![row.clone(), row.clone()]));
     assert_eq!(storage.entries(recipient.queue_id, 1, 10).await.expect("read").len(), 3);
+    // So old that its answer is forgotten: the sender was slow to notice, not wrong.
+    let later: Vec<(u64, u8)> = (4..=2_000).map(|sequence| (sequence, 7)).collect();
+    storage.write(take(1, &later, &recipient)).await.expect("written");
+    let old = storage.write(take(1, &[(1, 1)], &recipient)).await.expect("answered");
+    assert_eq!(old, Taken::All(vec![vec![true, true]]));
     let new_life = storage.write(take(2, &[(1, 7)], &recipient)).await.expect("written");
     assert_eq!(new_life, Taken::All(vec![row]));
 }

@@ -110,8 +110,10 @@ async fn run(options: SqliteConnectOptions, connection: Connection, mut jobs: mp
 /// How a batch ended.
 enum Ended {
     OnDisk,
-    /// A statement failed before the commit: certainly not on disk.
+    /// A write of the batch failed before the commit: certainly not on disk.
     NotWritten(Fault),
+    /// The database could not even be asked.
+    NotBegun(Fault),
     /// The commit itself failed: nobody knows (every write has an idempotency key for this).
     Unknown(Fault),
 }
@@ -127,6 +129,10 @@ async fn write_batch(options: &SqliteConnectOptions, connection: &mut Option<Con
         }
         Ended::Unknown(fault) => {
             tracing::error!("a database commit failed: {fault}");
+            fail_all(jobs, &fault);
+        }
+        Ended::NotBegun(fault) => {
+            tracing::error!("the database cannot be written: {fault}");
             fail_all(jobs, &fault);
         }
         Ended::NotWritten(fault) if jobs.len() == 1 => {
@@ -155,13 +161,13 @@ async fn attempt(options: &SqliteConnectOptions, slot: &mut Option<Connection>, 
         Some(connection) => connection,
         None => match connect(options).await {
             Ok(connection) => connection,
-            Err(fault) => return Ended::NotWritten(fault),
+            Err(fault) => return Ended::NotBegun(fault),
         },
     };
     let ended = async {
         let mut transaction = match connection.begin_with("BEGIN IMMEDIATE").await {
             Ok(transaction) => transaction,
-            Err(error) => return Ended::NotWritten(Fault::because("could not begin a transaction", error)),
+            Err(error) => return Ended::NotBegun(Fault::because("could not begin a transaction", error)),
         };
         for job in jobs {
             if let Err(fault) = job.apply(&mut transaction).await {
@@ -176,7 +182,7 @@ async fn attempt(options: &SqliteConnectOptions, slot: &mut Option<Connection>, 
     .await;
     match ended {
         Ended::OnDisk => *slot = Some(connection),
-        Ended::NotWritten(_) | Ended::Unknown(_) => {
+        Ended::NotWritten(_) | Ended::NotBegun(_) | Ended::Unknown(_) => {
             if let Err(error) = connection.close_hard().await {
                 tracing::warn!("could not close a failed database connection: {error}");
             }
