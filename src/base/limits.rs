@@ -31,7 +31,7 @@ pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
 pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
 
 /// The most Welcome joiners whose past state a group keeps (S11).
-pub const PENDING_JOINERS_MAX: usize = 2_000;
+pub const PENDING_JOINERS_MAX: usize = 1_000;
 
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;

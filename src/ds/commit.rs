@@ -201,16 +201,19 @@ fn outcome(
     while head.recent_commits.len() > RECENT_COMMITS_MAX {
         head.recent_commits.pop_front();
     }
-    head.joiners.retain(|joiner| !changes.removed.contains(&joiner.leaf_index) && joiner.leaf_index != sender.leaf_index);
+    head.joiners.retain(|joiner| {
+        let gone = changes.removed.contains(&joiner.leaf_index) || joiner.leaf_index == sender.leaf_index;
+        !gone && joiner.not_after_ms > hub.now.0
+    });
     head.joiners.extend(changes.added.iter().map(|(leaf_index, key_package)| Joiner {
         key_package_ref: key_package.reference.clone(),
         epoch: staged.epoch,
         leaf_index: *leaf_index,
+        not_after_ms: key_package.not_after.0,
     }));
-    // DS-054 (S11): past states are bounded.
-    if head.joiners.len() > PENDING_JOINERS_MAX {
-        return Err(ErrorCode::TooLarge.into());
-    }
+    // Past states are bounded (S11): who has waited longest gives way, and comes back by an external Commit.
+    let surplus = head.joiners.len().saturating_sub(PENDING_JOINERS_MAX);
+    head.joiners.drain(..surplus);
 
     // The Commit goes to everyone who was a member, those it removes included: that is how they learn of it.
     let before = state.members.iter().filter(|(leaf_index, _)| **leaf_index != sender.leaf_index);

@@ -6,6 +6,7 @@ use super::credentials::{identify, queue_of};
 use super::state::Head;
 use super::{Hub, Member, Outcome, Refusal, StateChange};
 use crate::base::{Domain, GroupUri};
+use crate::identity::chain::claimed_client;
 use crate::mls::Tree;
 use crate::mls::key_package::validate_key_package;
 use crate::wire::ds::{CreateGroup, DsMessage, DsSenderId};
@@ -26,7 +27,7 @@ pub struct Created {
 }
 
 /// The key that must have signed a create_group: the enclosed KeyPackage's leaf key, when that is valid and the sender named
-/// it (S2). Cheap enough to come before the stored answers are looked at.
+/// it (S2).
 pub fn sender_key(message: &DsMessage, body: &CreateGroup) -> Result<Vec<u8>, Rejection> {
     // DS-030 (S6): the KeyPackage is valid.
     let key_package = validate_key_package(&body.key_package)?;
@@ -55,6 +56,10 @@ pub fn decide(
     // DS-033 (S3): signed by the KeyPackage's leaf key.
     if !request.is_signed_by(&sender_key) {
         return Err(ErrorCode::BadSignature.into());
+    }
+    // Compared first: a name that somebody merely claims must not make this hub look for that domain.
+    if claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
+        return Err(ErrorCode::NotAuthorized.into());
     }
     let identity = identify(hub, &key_package.claim)?;
     // DS-012: a domain speaks for its own users only.

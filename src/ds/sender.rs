@@ -40,16 +40,13 @@ pub fn authenticate(
     // DS-010: the leaf is a member's.
     let member = state.members.get(&leaf_index).ok_or(ErrorCode::NotAuthorized)?;
     // DS-011 (S3): signed by that leaf's key.
-    let previous = member.previous_key.as_ref().filter(|key| request.is_signed_by(key));
-    let key = match previous {
-        None if request.is_signed_by(&member.signature_key) => &member.signature_key,
-        None => return Err(ErrorCode::BadSignature.into()),
-        Some(key) => key,
-    };
+    let current = Some(&member.signature_key).filter(|key| request.is_signed_by(key));
+    let previous = || member.previous_key.as_ref().filter(|key| request.is_signed_by(key));
+    let repeats_only = current.is_none();
+    let key = current.or_else(previous).ok_or(ErrorCode::BadSignature)?;
     // DS-012: a domain speaks for its own users only.
     if member.client.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    let repeats_only = previous.is_some();
     Ok(Authenticated { leaf_index, client: member.client.clone(), as_joiner, key: key.clone(), repeats_only })
 }

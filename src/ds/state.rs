@@ -52,6 +52,8 @@ pub struct Joiner {
     pub epoch: u64,
     /// Its leaf.
     pub leaf_index: u32,
+    /// The end of its KeyPackage's lifetime: its past state is kept no longer (S11).
+    pub not_after_ms: u64,
 }
 
 /// One leaf of the group.

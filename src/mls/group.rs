@@ -86,7 +86,7 @@ impl Tree {
             return Err(refused());
         }
         let leaf = match group.treesync().full_leaves().collect::<Vec<_>>()[..] {
-            [(index, leaf)] if index.u32() == 0 => LeafClaim::of(leaf)?,
+            [(index, leaf)] if index.u32() == 0 => examine_leaf(leaf).map_err(|_| refused())?,
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;

@@ -7,6 +7,7 @@ use super::message::read;
 use super::provider::VerifyOnly;
 use super::{CIPHERSUITE, QUEUE_CONFIG_EXTENSION};
 use crate::base::UnixMillis;
+use crate::base::limits::KEY_PACKAGE_BYTES_MAX;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{ErrorCode, Rejection, decode};
 
@@ -28,6 +29,10 @@ pub struct ValidKeyPackage {
 /// Validates the MLSMessage of a KeyPackage (RFC 9420 §10.1). OpenMLS compares the lifetime with the system's clock.
 pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection> {
     let refused = || Rejection::from(ErrorCode::InvalidKeyPackage);
+    // DS-027: limits come before decoding.
+    if octets.len() > KEY_PACKAGE_BYTES_MAX {
+        return Err(ErrorCode::TooLarge.into());
+    }
     let MlsMessageBodyIn::KeyPackage(key_package) = read(octets, ErrorCode::InvalidKeyPackage)? else {
         return Err(refused());
     };

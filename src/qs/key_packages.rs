@@ -57,7 +57,8 @@ fn check(
     }
     // QS-013: marked as what it is published as.
     // QS-014 (R7): with enough of its lifetime left.
-    if key_package.last_resort != last_resort || key_package.not_after <= now.plus(KEY_PACKAGE_REMAINING_MIN) {
+    let not_after = key_package.not_after.min(identity.not_after);
+    if key_package.last_resort != last_resort || not_after <= now.plus(KEY_PACKAGE_REMAINING_MIN) {
         return Err(refused());
     }
     // QS-015 (S15): it says where its client's messages go, and that is here.
@@ -65,12 +66,7 @@ fn check(
     if config.qs_domain[..] != *domain.as_bytes() {
         return Err(ErrorCode::InvalidQueueConfig.into());
     }
-    Ok(PublishedKeyPackage {
-        reference: key_package.reference,
-        message: message.to_vec(),
-        last_resort,
-        not_after: key_package.not_after,
-    })
+    Ok(PublishedKeyPackage { reference: key_package.reference, message: message.to_vec(), last_resort, not_after })
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@ use hpke_rs::{Hpke, HpkePrivateKey, Mode};
 use hpke_rs_crypto::types::{AeadAlgorithm, KdfAlgorithm, KemAlgorithm};
 use hpke_rs_rust_crypto::HpkeRustCrypto;
 
-use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::QUEUE_INFORMATION_BYTES_MAX;
 use crate::base::secret::Secret;
+use crate::base::{Domain, UnixMillis};
 use crate::wire::info::QsKey;
 use crate::wire::qs::{QueueBinding, QueueInformation, SealedQueueInformation};
 use crate::wire::{Opaque, decode};
@@ -70,12 +70,12 @@ pub fn open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
     decode(&plain).ok()
 }
 
-/// QS-002 (X3): whether the authenticated `hub` may use this queue information. An invite id may be used by any hub; binding it
-/// to the first one that does is a later part.
-pub fn is_bound_to(information: &QueueInformation, hub: &Domain) -> bool {
+/// QS-002 (X3): whether the authenticated `hub` may use this queue information `now`: it is the hub that it is bound to, or it
+/// is an invitation that has not expired. Binding an invite id to the first hub that uses it is a later part.
+pub fn may_be_used_by(information: &QueueInformation, hub: &Domain, now: UnixMillis) -> bool {
     match &information.binding {
         QueueBinding::Hub(bound) => bound[..] == *hub.as_bytes(),
-        QueueBinding::Invite(_) => true,
+        QueueBinding::Invite(invite) => now.0 <= invite.expires_at_ms,
     }
 }
 
@@ -84,8 +84,9 @@ mod tests {
     use hpke_rs::HpkePublicKey;
 
     use super::*;
-    use crate::base::ids::QueueId;
+    use crate::base::ids::{InviteId, QueueId};
     use crate::wire::encode;
+    use crate::wire::qs::Invite;
 
     fn seal(key: &QsKeyPair, info: &[u8], information: &QueueInformation) -> Vec<u8> {
         let public_key = HpkePublicKey::new(key.public_key.clone());
@@ -110,7 +111,14 @@ mod tests {
         assert_eq!(open(std::slice::from_ref(&key), &sealed[1..]), None);
         assert_eq!(open(std::slice::from_ref(&key), &seal(&key, b"other", &information)), None);
         let hub = |name: &str| name.parse::<Domain>().expect("a domain");
-        assert!(is_bound_to(&information, &hub("a.test")));
-        assert!(!is_bound_to(&information, &hub("b.test")));
+        let now = UnixMillis(1_000);
+        assert!(may_be_used_by(&information, &hub("a.test"), now));
+        assert!(!may_be_used_by(&information, &hub("b.test"), now));
+        let invite = |expires_at_ms| QueueInformation {
+            binding: QueueBinding::Invite(Invite { invite_id: InviteId([1; 16]), last_resort: 0, expires_at_ms }),
+            ..information.clone()
+        };
+        assert!(may_be_used_by(&invite(1_000), &hub("b.test"), now));
+        assert!(!may_be_used_by(&invite(999), &hub("b.test"), now), "expired");
     }
 }

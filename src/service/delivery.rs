@@ -265,10 +265,10 @@ impl Service {
     ) -> Result<Option<Tried>, Failure> {
         let undone = match acceptance {
             Ok(Acceptance::Written(_)) => {
-                if let Some((mut group, change)) = group {
-                    self.apply(&mut group, change, update).await?;
-                }
                 self.wake_recipients(wakes);
+                if let Some((mut group, change)) = group {
+                    self.apply(&mut group, change, update).await;
+                }
                 return Ok(None);
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
@@ -286,25 +286,15 @@ impl Service {
         undone
     }
 
-    async fn apply(
-        self: &Arc<Self>,
-        group: &mut HotGroup,
-        change: StateChange,
-        update: Option<StagedUpdate>,
-    ) -> Result<(), Failure> {
-        let merged = apply_in_memory(group, change, update);
-        match merged {
-            Ok(Some(snapshot)) => {
-                // A snapshot only makes the log shorter: nothing waits for it, and the writer reports a failure.
-                drop(self.storage.queue_write(snapshot).await?);
-                Ok(())
-            }
-            Ok(None) => Ok(()),
+    /// Memory follows the disk. Whatever fails here, the request itself was accepted.
+    async fn apply(self: &Arc<Self>, group: &mut HotGroup, change: StateChange, update: Option<StagedUpdate>) {
+        match apply_in_memory(group, change, update) {
+            // A snapshot only makes the log shorter: nothing waits for it, and the writer reports a failure.
+            Ok(Some(snapshot)) => drop(self.storage.queue_write(snapshot).await),
+            Ok(None) => {}
             Err(fault) => {
-                // The disk is right; memory is not to be trusted. The request itself was accepted.
                 tracing::error!("a group in memory could not follow its log and is read anew: {fault}");
                 group.forget();
-                Ok(())
             }
         }
     }

@@ -7,15 +7,16 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{Failure, NodeKeys, Service};
-use crate::base::limits::{AS_ROOTS_MAX, FRAME_BYTES_MAX, PEER_REQUEST_TIMEOUT};
+use crate::base::limits::{AS_ROOTS_MAX, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
 use crate::identity::AsRoots;
 use crate::mls::external_sender::encode_external_sender;
 use crate::storage::Storage;
 use crate::storage::accounts::PinDomain;
+use crate::wire::error::{Sent, UnreachableReason};
 use crate::wire::info::{DomainInfo, InfoRequest};
 use crate::wire::peer::{PeerRequest, PeerResponse};
-use crate::wire::{ErrorCode, List, Opaque, Reply, decode, encode};
+use crate::wire::{ErrorCode, List, Opaque, Rejection, Reply, decode, encode};
 
 /// What is known of domains.
 pub(super) struct Directory {
@@ -74,6 +75,12 @@ impl Directory {
     }
 }
 
+/// The other domain's fault: our client learns that it cannot be dealt with, our operator why.
+fn not_understood(domain: &Domain, why: &str) -> Failure {
+    tracing::warn!(%domain, "a domain's information is of no use: {why}");
+    Rejection::unreachable(UnreachableReason::Denied, Sent::NotSent).into()
+}
+
 fn as_roots(domain: &Domain, info: &DomainInfo) -> Result<AsRoots, Fault> {
     if info.as_roots.len() > AS_ROOTS_MAX {
         return Err(Fault::new(format!("{domain} publishes more than {AS_ROOTS_MAX} AS roots")));
@@ -102,10 +109,23 @@ impl Service {
 
     /// Makes sure that the AS roots of these domains are pinned, asking the domains themselves where they are not.
     pub(super) async fn fetch_domains(&self, domains: &[Domain]) -> Result<(), Failure> {
-        for domain in domains {
-            self.fetch_domain(domain).await?;
+        if domains.len() > UNKNOWN_DOMAINS_MAX {
+            return Err(ErrorCode::TooLarge.into());
         }
-        Ok(())
+        // All at once: a request waits for the slowest of them, not for their sum.
+        let mut fetching: Vec<_> = domains.iter().map(|domain| Box::pin(self.fetch_domain(domain))).collect();
+        std::future::poll_fn(|context| {
+            let mut index = 0;
+            while let Some(fetch) = fetching.get_mut(index) {
+                match fetch.as_mut().poll(context) {
+                    std::task::Poll::Ready(Ok(())) => drop(fetching.swap_remove(index)),
+                    std::task::Poll::Ready(Err(failure)) => return std::task::Poll::Ready(Err(failure)),
+                    std::task::Poll::Pending => index += 1,
+                }
+            }
+            if fetching.is_empty() { std::task::Poll::Ready(Ok(())) } else { std::task::Poll::Pending }
+        })
+        .await
     }
 
     async fn fetch_domain(&self, domain: &Domain) -> Result<(), Failure> {
@@ -116,16 +136,16 @@ impl Service {
         let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
         let answer = self
             .peers
-            .request(domain, &request, FRAME_BYTES_MAX, deadline)
+            .request(domain, &request, DOMAIN_INFO_BYTES_MAX, deadline)
             .await
             .map_err(|error| super::route::unreachable(&error))?;
         let Ok(PeerResponse::DomainInfo(info)) = decode(&answer) else {
-            return Err(Fault::new(format!("{domain} answered domain_info with something else")).into());
+            return Err(not_understood(domain, "it answered domain_info with something else"));
         };
         if info.domain[..] != *domain.as_bytes() {
-            return Err(Fault::new(format!("{domain} answered domain_info for another domain")).into());
+            return Err(not_understood(domain, "it answered domain_info for another domain"));
         }
-        let roots = as_roots(domain, &info)?;
+        let roots = as_roots(domain, &info).map_err(|fault| not_understood(domain, &fault.to_string()))?;
         let info = DomainInfo { server_time_ms: 0, qs_keys: List::default(), ..info };
         self.storage.write(PinDomain { domain: domain.clone(), info: encode(&info), now: UnixMillis::now() }).await?;
         tracing::info!(%domain, "pinned the AS roots of a domain at first sight");

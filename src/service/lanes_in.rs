@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::recipients::Wake;
 use super::{Failure, Service};
 use crate::base::crypto::sha256;
-use crate::base::limits::{LANE_BATCH_FRAMES_MAX, QUEUE_INFORMATION_BYTES_MAX};
+use crate::base::limits::{
+    CLIENT_FRAME_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANES_PER_BATCH_MAX, QUEUE_INFORMATION_BYTES_MAX,
+};
 use crate::base::{Domain, GroupUri, UnixMillis};
 use crate::storage::deliveries::DeliveryWrite;
 use crate::storage::lanes::{ArrivedFrame, TakeFrames, Taken};
@@ -20,8 +22,12 @@ impl Service {
         hub: &Domain,
         batches: List<LaneBatch>,
     ) -> Result<List<LaneAnswer>, Rejection> {
-        // QS-040: at most so many frames at once.
-        if batches.iter().map(|batch| batch.frames.len()).sum::<usize>() > LANE_BATCH_FRAMES_MAX {
+        // QS-040: at most so many lanes, frames and recipients at once.
+        let frames = || batches.iter().flat_map(|batch| &batch.frames);
+        if batches.len() > LANES_PER_BATCH_MAX
+            || frames().count() > LANE_BATCH_FRAMES_MAX
+            || frames().map(|frame| frame.recipients.len()).sum::<usize>() > LANE_BATCH_RECIPIENTS_MAX
+        {
             return Err(ErrorCode::TooLarge.into());
         }
         // All lanes are queued for writing before the first is waited for, so that they share a transaction.
@@ -55,7 +61,9 @@ impl Service {
         let group_id = group.to_string();
         let sequences: Vec<u64> = batch.frames.iter().map(|frame| frame.lane_sequence).collect();
         // QS-042: strict order within the batch; sequences begin at 1.
-        if sequences.first() == Some(&0) || sequences.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1])) {
+        if sequences.first().is_none_or(|first| *first == 0)
+            || sequences.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1]))
+        {
             return Err(ErrorCode::Malformed.into());
         }
         let frames: Vec<ArrivedFrame> =
@@ -70,7 +78,12 @@ impl Service {
         if frame.recipients.iter().any(|information| information.len() > QUEUE_INFORMATION_BYTES_MAX) {
             return Err(ErrorCode::TooLarge.into());
         }
-        let opened: Vec<_> = frame.recipients.iter().map(|information| self.open_recipient(information, hub)).collect();
+        let delivery = encode(&frame.delivery);
+        // QS-046: an entry must fit the frame in which its client fetches it, or nothing behind it would ever arrive.
+        if delivery.len() > CLIENT_FRAME_BYTES_MAX {
+            return Err(ErrorCode::TooLarge.into());
+        }
+        let opened: Vec<_> = frame.recipients.iter().map(|information| self.open_recipient(information, hub, now)).collect();
         Ok(ArrivedFrame {
             lane_sequence: frame.lane_sequence,
             digest: digest(&frame),
@@ -79,7 +92,7 @@ impl Service {
                 hub: hub.clone(),
                 group_id: group_id.to_owned(),
                 epoch: frame.epoch,
-                delivery: encode(&frame.delivery),
+                delivery,
                 now,
                 local: opened.into_iter().flatten().collect(),
                 remote: Vec::new(),

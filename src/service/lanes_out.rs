@@ -2,14 +2,15 @@
 //! has it on disk (S14, S15). Accepting a message never waits for it.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::Service;
 use super::recipients::StoredRecipient;
-use super::{Failure, Service};
 use crate::base::limits::{
     FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
 };
@@ -62,13 +63,14 @@ impl Service {
         let notify = Arc::new(Notify::new());
         workers.by_domain.insert(domain.clone(), notify.clone());
         let worker = Worker {
-            // Held weakly enough: the task ends with the node's shutdown signal.
+            // A cycle, which ends with the node's shutdown signal.
             service: self.clone(),
             domain: domain.clone(),
             stream: None,
             held: HashMap::new(),
             served_last: String::new(),
             delivered: HashMap::new(),
+            dropping: None,
             failures: 0,
         };
         workers.tasks.spawn(worker.run(notify));
@@ -86,6 +88,8 @@ struct Worker {
     served_last: String,
     /// The last frame of each lane that is known to be delivered; its row may still be waiting to be dropped.
     delivered: HashMap<String, u64>,
+    /// The removal of the frames delivered last, on its way to disk.
+    dropping: Option<Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + Sync>>>,
     /// For requests that fail on a connection that is up; the peer's gate paces everything else.
     failures: u32,
 }
@@ -132,9 +136,12 @@ impl Worker {
             Err(error) => {
                 tracing::info!(domain = %self.domain, "frames were not delivered and stay queued: {error}");
                 self.stream = None;
-                // The gate already holds us back when the peer could not be reached at all.
-                if self.service.peers.is_up(&self.domain) {
+                // The gate holds us back when the peer could not be reached at all. A connection that was merely lost is worth
+                // one try at once; a peer that fails again and again, however, is not.
+                if self.failures > 0 || self.service.peers.is_up(&self.domain) {
                     self.pause().await;
+                } else {
+                    self.failures += 1;
                 }
             }
         }
@@ -280,9 +287,13 @@ impl Worker {
         }
         if !delivered.is_empty() {
             self.delivered.extend(delivered.iter().cloned());
-            // Not waited for: sending a frame again after a crash changes nothing, and the writer reports a failure.
+            // The one before must be on disk by now: after a crash the other side recognises repeats only so far back. This one
+            // is waited for when the next batch is through.
+            if let Some(dropping) = self.dropping.take() {
+                dropping.await?;
+            }
             let drop_frames = DropFrames { domain: self.domain.clone(), lanes: delivered };
-            drop(self.service.storage.queue_write(drop_frames).await?);
+            self.dropping = Some(Box::pin(self.service.storage.queue_write(drop_frames).await?));
         }
         Ok(())
     }
@@ -311,13 +322,4 @@ enum Progress {
     Idle,
     /// Only lanes that are held wait.
     HeldUntil(Instant),
-}
-
-impl From<Failure> for Fault {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Fault(fault) => fault,
-            Failure::Rejected(rejection) => Fault::because("a request of our own was refused", rejection),
-        }
-    }
 }

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
 use crate::base::limits::{
-    CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_FRAME_BYTES_MAX,
+    CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_CONNECTION_MAX,
+    STRANGER_FRAME_BYTES_MAX,
 };
 use crate::base::{Domain, UnixMillis};
 use crate::federation::{Hello, answer_hello};
@@ -197,11 +198,17 @@ impl Service {
     }
 
     async fn serve_client(self: &Arc<Self>, accepted: &Accepted, who: &Connected) {
-        self.serve_streams(accepted, |send, recv| {
+        let serve = self.serve_streams(accepted, |send, recv| {
             let (service, who) = (self.clone(), who.clone());
             async move { service.client_stream(send, recv, &who).await }
-        })
-        .await;
+        });
+        match who {
+            Connected::Client(_) => serve.await,
+            // A place among the connections is not for keeping by whoever has no name.
+            Connected::Stranger => {
+                let _ = tokio::time::timeout(STRANGER_CONNECTION_MAX, serve).await;
+            }
+        }
     }
 
     /// Answers the one request of a client's stream; a subscription keeps the stream.

@@ -123,8 +123,8 @@ impl Service {
         Ok(Reply::Entries(self.storage.entries(queue_id, body.from, max).await?.into()))
     }
 
-    /// Serves a subscription until the client ends the stream or the node stops. An error is answered by the caller; it can
-    /// come only before the first entry.
+    /// Serves a subscription until the client ends the stream or the node stops. An error is answered by the caller, on the
+    /// same stream.
     pub(super) async fn subscription(
         self: &Arc<Self>,
         request: &ClientRequest,
@@ -153,7 +153,14 @@ impl Service {
                 }
             };
             wanted.from = last.sequence + 1;
-            if write_frame(send, &Self::encode_reply(Reply::Entries(entries))).await.is_err() {
+            // However slowly the client takes them: a stopping node does not wait for it.
+            let push = Self::encode_reply(Reply::Entries(entries));
+            let pushed = tokio::select! {
+                pushed = write_frame(send, &push) => pushed.is_ok(),
+                _ = shutdown.wait_for(|stop| *stop) => false,
+            };
+            if !pushed {
+                let _ = send.reset(CloseCode::ShuttingDown.number());
                 return Ok(());
             }
         }

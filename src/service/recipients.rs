@@ -62,8 +62,8 @@ impl Generations {
 
 impl Service {
     /// By QS-001 and QS-002, the queue that a sealed information means for messages of the authenticated `hub`; `None` when it cannot
-    /// be opened or is bound to another hub. Only successes are kept: a stranger's garbage takes no room.
-    pub(super) fn open_recipient(&self, information: &[u8], hub: &Domain) -> Option<LocalRecipient> {
+    /// be opened or is not for that hub now. Only successes are kept, so that garbage takes no room.
+    pub(super) fn open_recipient(&self, information: &[u8], hub: &Domain, now: UnixMillis) -> Option<LocalRecipient> {
         let digest = sha256(information);
         let opened = match self.opened.look_up(&digest) {
             Some(known) => known,
@@ -73,7 +73,8 @@ impl Service {
                 opened
             }
         };
-        sealed::is_bound_to(&opened, hub).then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
+        sealed::may_be_used_by(&opened, hub, now)
+            .then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
     }
 
     /// What storage writes for one fan-out of our own DS.
@@ -82,7 +83,7 @@ impl Service {
         let mut remote: BTreeMap<&Domain, Vec<StoredRecipient>> = BTreeMap::new();
         for Recipient { leaf_index, queue } in &fan_out.recipients {
             if queue.domain == self.domain {
-                match self.open_recipient(&queue.information, &self.domain) {
+                match self.open_recipient(&queue.information, &self.domain, now) {
                     Some(recipient) => local.push(recipient),
                     // The draft's invalid_client_queue_information; that it leads to a Remove (S12) is a later part.
                     None => tracing::info!(group = %fan_out.group, leaf_index, "a member's queue information is not valid"),

@@ -28,7 +28,11 @@ impl Service {
     pub(super) async fn answer_client(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Vec<u8> {
         let answered = tokio::time::timeout(CLIENT_REQUEST_TIMEOUT, self.client_request(frame, who)).await;
         // What was submitted to storage goes on without us; only the same request, repeated, tells how it ended.
-        answered.unwrap_or_else(|_| Err(ErrorCode::Internal.into())).unwrap_or_else(encode_failure)
+        let in_time = answered.unwrap_or_else(|_| {
+            let limit = CLIENT_REQUEST_TIMEOUT.as_secs();
+            Err(Fault::new(format!("a client's request was not done within {limit} s: the disk or a peer is too slow")).into())
+        });
+        in_time.unwrap_or_else(encode_failure)
     }
 
     async fn client_request(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Result<Vec<u8>, Failure> {
@@ -95,7 +99,10 @@ impl Service {
         match decode(&answer) {
             Ok(PeerResponse::Proxy(response)) => Ok(response.into_vec()),
             Ok(PeerResponse::Error(rejection)) => Err(rejection.into()),
-            _ => Err(Fault::new(format!("{destination} answered a proxied request with something else")).into()),
+            _ => {
+                tracing::warn!(%destination, "a peer answered a proxied request with something else");
+                Err(Rejection::unreachable(UnreachableReason::Denied, Sent::OutcomeUnknown).into())
+            }
         }
     }
 }
