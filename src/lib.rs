@@ -2,7 +2,7 @@
 //!
 //! # The layers
 //!
-//! Read top-down; each may import those it names, and a test (`tests::layers`) fails on any other import.
+//! Read top-down; each may import those it names, and a test (`src/tests/layers.rs`) reads this table and fails on any other import.
 //!
 //! | layer | is | may import |
 //! |---|---|---|
@@ -39,5 +39,7 @@ pub mod node;
 pub mod qs;
 pub mod service;
 pub mod storage;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 pub mod wire;

@@ -328,6 +328,11 @@ fn tracing_note(name: &str, error: &ClientError) {
 
 /// Reads the logs of these clients and judges the run.
 pub fn judge(logs: impl IntoIterator<Item = PathBuf>) -> Result<Verdict, Fault> {
+    Ok(checker::check(&read_logs(logs)?))
+}
+
+/// Reads the logs of these clients.
+pub fn read_logs(logs: impl IntoIterator<Item = PathBuf>) -> Result<Vec<checker::Line>, Fault> {
     let mut lines = Vec::new();
     for path in logs {
         let file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -335,7 +340,7 @@ pub fn judge(logs: impl IntoIterator<Item = PathBuf>) -> Result<Verdict, Fault> 
             checker::read_log(std::io::BufReader::new(file)).with_context(|| format!("{} is not a log", path.display()))?,
         );
     }
-    Ok(checker::check(&lines))
+    Ok(lines)
 }
 
 /// What a person needs who looks for why a run failed: what the checker makes of it so far, and the ends of the nodes' logs.

@@ -21,8 +21,8 @@ pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 /// The largest sealed client queue information, in octets.
 pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
 
-/// The most leaves in a group.
-pub const GROUP_LEAVES_MAX: usize = 5_000;
+/// The most leaves in a group: the ratchet tree, with its certificates, must fit one frame.
+pub const GROUP_LEAVES_MAX: usize = 2_000;
 
 /// The most proposals in one Commit.
 pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
@@ -31,7 +31,7 @@ pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
 pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
 
 /// The most Welcome joiners whose past state a group keeps (S11).
-pub const PENDING_JOINERS_MAX: usize = 5_000;
+pub const PENDING_JOINERS_MAX: usize = 2_000;
 
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
@@ -217,3 +217,15 @@ pub const LANES_PER_BATCH_MAX: usize = 64;
 
 /// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
 pub const LIST_ELEMENTS_MAX: usize = 16_384;
+
+/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
+pub const RECENT_COMMITS_MAX: usize = 64;
+
+/// The most AS roots a domain may publish.
+pub const AS_ROOTS_MAX: usize = 8;
+
+/// How often a request is decided anew, because roots had to be fetched or its group changed under it.
+pub const DECISIONS_MAX: usize = 4;
+
+/// How often a node forgets what has expired.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);

@@ -101,6 +101,7 @@ impl Core {
             let kept = self.state.history.len();
             self.state.history.append(&mut self.new_history_lines);
             self.state.unlogged = std::mem::take(&mut self.new_log_lines);
+            mls::write_message_secrets(&self.provider, self.groups.values_mut())?;
             self.provider.values(|values| store.save(&self.state, values))?;
             self.history.append(self.state.history.iter().skip(kept))?;
             if let Some(log) = &mut self.log {
@@ -206,6 +207,11 @@ impl Core {
 
     pub(super) fn group_mut(&mut self, group: &GroupUri) -> Option<&mut Group> {
         self.state.groups.get_mut(&group.to_string())
+    }
+
+    /// Whether the hub of a group still has an invitation's queue config.
+    pub(super) fn has_unbound(&self) -> bool {
+        self.state.groups.values().any(|kept| kept.status == GroupStatus::Member && !kept.queue_bound)
     }
 
     /// Logs the epoch that `group` is in now.

@@ -231,6 +231,9 @@ impl Client {
 
     /// As [`Client::run_commit`], without one left over. The group's lock is held.
     async fn commit_anew(&self, group: &GroupUri, plan: &Plan, deadline: Instant) -> Result<u64> {
+        // Read first what was written in this epoch: the keys of past epochs are kept for a few Commits only, and a client that
+        // commits without ever looking into its queue would be the one who throws them away.
+        self.receive(deadline).await?;
         let mut claimed: Vec<(UserUri, KeyPackage)> = Vec::new();
         for attempt in 0..ATTEMPTS_MAX {
             let (left, epoch) = self.claim(group, plan, &mut claimed, deadline).await?;
@@ -334,13 +337,15 @@ impl Client {
     async fn await_epoch(&self, group: &GroupUri, epoch: u64, deadline: Instant) -> Result<()> {
         let mut wait = Duration::from_millis(5);
         loop {
-            self.receive_once(deadline).await?;
             let now = {
                 let group = group.clone();
                 self.transact(move |core| Ok(core.member_of(&group)?.epoch().as_u64())).await?
             };
             if now > epoch {
                 return Ok(());
+            }
+            if self.receive_some(deadline).await?.is_some() {
+                continue;
             }
             if Instant::now() + wait >= deadline {
                 return Err(ClientError::NotReached(format!("the Commit that ended epoch {epoch} of {group} did not arrive")));

@@ -2,21 +2,24 @@
 //! in batches, one state write each, then acknowledged.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::Rng as _;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Client;
 use super::connection::{NoAnswer, Subscription};
-use super::core::Result;
+use super::core::{Core, Result};
 use super::error::ClientError;
 use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
-use crate::base::{Context as _, Fault, GroupUri, limits};
-use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender};
+use crate::base::ids::RequestId;
+use crate::base::{Context as _, GroupUri, UnixMillis, limits};
+use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
 
@@ -29,6 +32,12 @@ const CHORES_INTERVAL: Duration = Duration::from_secs(15);
 /// How often a listener looks after what waits, while something does.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long after the last push what it brought is surely acknowledged.
+const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pushes that may wait to be taken; more wait in QUIC's window.
+const PUSHES_MAX: usize = 256;
+
 /// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
 const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
 const RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
@@ -38,7 +47,7 @@ impl Client {
     /// other operations.
     pub async fn sync(&self) -> Result<Vec<Event>> {
         let deadline = self.deadline();
-        self.receive_once(deadline).await?;
+        self.receive(deadline).await?;
         self.chores().await?;
         Ok(self.shared.inbox.take_all())
     }
@@ -49,44 +58,54 @@ impl Client {
         Listener { client: self.clone(), work: None }
     }
 
-    /// Fetches until the queue is empty. One at a time: order matters.
-    pub(super) async fn receive_once(&self, deadline: Instant) -> Result<()> {
-        let _one = self.shared.receiving.lock().await;
+    /// Fetches what had arrived when this was called. What arrives meanwhile may stay, or a busy group would keep this going
+    /// for ever.
+    pub(super) async fn receive(&self, deadline: Instant) -> Result<()> {
+        let began = self.shared.now();
         loop {
-            let (from, queue) = self.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
-            let request = QsRequest::Fetch(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
-            let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
-            let reply = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await?;
-            let Reply::Entries(entries) = reply else {
-                return Err(ClientError::Untrusted("the node answered a fetch with something else".into()));
-            };
-            let entries = entries.into_vec();
-            let more = entries.len() > 1;
-            if !entries.is_empty() {
-                self.transact(move |core| core.take_batch(entries)).await?;
-            }
-            self.settle_backlog(deadline).await?;
-            self.acknowledge().await?;
-            if !more {
-                return Ok(());
+            match self.receive_some(deadline).await? {
+                Some(arrived_at) if arrived_at < began => {}
+                _ => return Ok(()),
             }
         }
     }
 
+    /// One fetch: takes what it brings and says when the last of it arrived; `None` when there was nothing. One at a time:
+    /// order matters.
+    pub(super) async fn receive_some(&self, deadline: Instant) -> Result<Option<UnixMillis>> {
+        let _one = self.shared.receiving.lock().await;
+        let (from, queue) = self.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
+        let request = QsRequest::Fetch(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
+        let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
+        let reply = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await?;
+        let Reply::Entries(entries) = reply else {
+            return Err(ClientError::Untrusted("the node answered a fetch with something else".into()));
+        };
+        let entries = entries.into_vec();
+        let last = entries.last().map(|entry| UnixMillis(entry.arrived_at_ms));
+        if last.is_some() {
+            self.transact(move |core| core.take_batch(entries)).await?;
+        }
+        self.settle_backlog(deadline).await?;
+        self.acknowledge().await?;
+        Ok(last)
+    }
+
     /// Tells the node that it may forget what is processed.
     async fn acknowledge(&self) -> Result<()> {
-        let unacked = self.transact(|core| Ok(core.queue()?.id).map(|queue| (queue, core.unacked()))).await?;
-        let (queue, Some(up_to)) = unacked else { return Ok(()) };
-        let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request: QsRequest::Ack(AckEntries { up_to }) });
-        let deadline = Instant::now() + CHORES_TIMEOUT;
-        match self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await {
-            Ok(_) => self.transact(move |core| core.acked(up_to)).await,
-            // Not confirmed or refused: the next acknowledgement covers these, too.
-            Err(error) => {
+        let (queue, mut unacked) = self.transact(|core| Ok((core.queue()?.id, core.unacked()))).await?;
+        while let Some(up_to) = unacked {
+            let request = QsRequest::Ack(AckEntries { up_to });
+            let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
+            let deadline = Instant::now() + CHORES_TIMEOUT;
+            if let Err(error) = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await {
+                // Not confirmed or refused: the next acknowledgement covers these, too.
                 tracing::debug!(up_to, %error, "an acknowledgement did not pass");
-                Ok(())
+                return Ok(());
             }
+            unacked = self.transact(move |core| core.acked(up_to).map(|()| core.unacked())).await?;
         }
+        Ok(())
     }
 
     /// Fetches what waiting entries need, and takes those that need nothing more. What cannot be had now stays.
@@ -257,10 +276,15 @@ async fn receive_for_ever(client: Client) -> Result<()> {
     }
 }
 
-/// The next push, and the subscription for the one after it.
-async fn next_pushed(mut subscription: Subscription) -> (Subscription, std::result::Result<Response, NoAnswer>) {
-    let next = subscription.next().await;
-    (subscription, next)
+/// Reads pushes as fast as they come, so that those that came while others were taken are taken together.
+async fn read_pushes(mut subscription: Subscription, pushes: mpsc::Sender<std::result::Result<Response, NoAnswer>>) {
+    loop {
+        let next = subscription.next().await;
+        let ended = next.is_err();
+        if pushes.send(next).await.is_err() || ended {
+            return;
+        }
+    }
 }
 
 /// One subscription, until it breaks. `of_use` says whether anything came through it.
@@ -269,48 +293,105 @@ async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
     let (from, queue) = client.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
     let request = QsRequest::Subscribe(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
     let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
-    let content = Content::new(shared.me.domain(), crate::base::ids::RequestId::random(), shared.now(), service);
-    let not_reached = |error: &dyn fmt::Display| ClientError::NotReached(error.to_string());
+    let content = Content::new(shared.me.domain(), RequestId::random(), shared.now(), service);
     let request = content.sign(&shared.owner_key);
-    let subscription = shared.node.subscribe(&request).await.map_err(|error| not_reached(&error))?;
-    let mut pushed = Box::pin(next_pushed(subscription));
-    let mut last_chores: Option<Instant> = None;
+    let not_reached = |error: NoAnswer| ClientError::NotReached(error.to_string());
+    let subscription = shared.node.subscribe(&request).await.map_err(not_reached)?;
+    let (sender, mut pushes) = mpsc::channel(PUSHES_MAX);
+    // Dropped with this future, and with it what it runs.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(read_pushes(subscription, sender));
+    let mut due = Instant::now();
     loop {
-        let waits = client.transact(|core| Ok(!core.state.backlog.is_empty())).await?;
-        let interval = if waits { BACKLOG_INTERVAL } else { CHORES_INTERVAL };
-        let due = last_chores.map_or(Duration::ZERO, |last| interval.saturating_sub(last.elapsed()));
-        // The read goes on where it was after a time-out: it is the same future.
-        let Ok((subscription, next)) = timeout(due, &mut pushed).await else {
+        // Looked at first: pushes that never cease must not keep chores waiting for ever.
+        if Instant::now() >= due {
             client.chores().await?;
-            last_chores = Some(Instant::now());
-            continue;
+            due = Instant::now() + client.transact(|core| Ok(chores_interval(core))).await?;
+        }
+        let Ok(first) = timeout_at(due, pushes.recv()).await else { continue };
+        let mut entries = client.pushed(first)?;
+        *of_use = true;
+        let mut broken = Ok(());
+        while entries.len() < limits::FETCH_ENTRIES_MAX as usize
+            && let Ok(next) = pushes.try_recv()
+        {
+            match client.pushed(Some(next)) {
+                Ok(more) => entries.extend(more),
+                Err(error) => {
+                    // What came before it is good.
+                    broken = Err(error);
+                    break;
+                }
+            }
+        }
+        let (waits, joined) = {
+            let _one = shared.receiving.lock().await;
+            let take =
+                move |core: &mut Core| core.take_batch(entries).map(|()| (!core.state.backlog.is_empty(), core.has_unbound()));
+            let (waits, joined) = client.transact(take).await?;
+            if waits {
+                client.settle_backlog(Instant::now() + CHORES_TIMEOUT).await?;
+            }
+            (waits, joined)
         };
-        let response = next.map_err(|error| not_reached(&error))?;
-        let reply = match response.into_result() {
-            Ok(reply) => reply,
+        broken?;
+        if let Some(acknowledging) = Acknowledging::start(client) {
+            tasks.spawn(acknowledging.run());
+        }
+        while tasks.try_join_next().is_some() {}
+        if joined || waits {
+            due = due.min(Instant::now() + if joined { Duration::ZERO } else { BACKLOG_INTERVAL });
+        } else {
+            // The last acknowledgement may have missed these.
+            due = due.min(Instant::now() + ACKNOWLEDGE_INTERVAL);
+        }
+    }
+}
+
+fn chores_interval(core: &Core) -> Duration {
+    if core.state.backlog.is_empty() { CHORES_INTERVAL } else { BACKLOG_INTERVAL }
+}
+
+impl Client {
+    /// The entries of one push; `None` is the end of the subscription.
+    fn pushed(&self, push: Option<std::result::Result<Response, NoAnswer>>) -> Result<Vec<QueueEntry>> {
+        let ended = || ClientError::NotReached("the subscription ended".into());
+        let response = push.ok_or_else(ended)?.map_err(|error| ClientError::NotReached(error.to_string()))?;
+        match response.into_result() {
+            Ok(Reply::Entries(entries)) => Ok(entries.into_vec()),
+            Ok(_) => Err(ClientError::Untrusted("the node pushed something that is no queue entry".into())),
             Err(rejection) => {
                 if let Some(detail) = rejection.as_replayed_or_stale() {
-                    shared.correct_clock(detail.server_time_ms);
-                    return Err(not_reached(&rejection));
+                    self.shared.correct_clock(detail.server_time_ms);
+                    return Err(ClientError::NotReached(rejection.to_string()));
                 }
                 let later = rejection.may_pass_later();
-                return Err(if later { not_reached(&rejection) } else { rejection.into() });
+                Err(if later { ClientError::NotReached(rejection.to_string()) } else { rejection.into() })
             }
-        };
-        let Reply::Entries(entries) = reply else {
-            return Err(Fault::new("the node pushed something that is no queue entry").into());
-        };
-        *of_use = true;
-        {
-            let _one = shared.receiving.lock().await;
-            client.transact(move |core| core.take_batch(entries.into_vec())).await?;
-            client.settle_backlog(Instant::now() + CHORES_TIMEOUT).await?;
-            client.acknowledge().await?;
         }
-        let joined = client.transact(|core| Ok(core.state.groups.values().any(|kept| !kept.queue_bound))).await?;
-        if joined {
-            last_chores = None;
+    }
+}
+
+/// The one acknowledgement of a client that is on its way in the background. Dropped at any moment, another may start.
+struct Acknowledging {
+    client: Client,
+}
+
+impl Acknowledging {
+    fn start(client: &Client) -> Option<Self> {
+        let running = client.shared.acknowledging.swap(true, Ordering::AcqRel);
+        if running { None } else { Some(Self { client: client.clone() }) }
+    }
+
+    async fn run(self) {
+        if let Err(error) = self.client.acknowledge().await {
+            tracing::debug!(%error, "an acknowledgement could not be noted");
         }
-        pushed = Box::pin(next_pushed(subscription));
+    }
+}
+
+impl Drop for Acknowledging {
+    fn drop(&mut self) {
+        self.client.shared.acknowledging.store(false, Ordering::Release);
     }
 }

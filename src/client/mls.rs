@@ -1,6 +1,6 @@
 //! The member's side of MLS, on OpenMLS: provider, leaf key and credential, KeyPackages, making and reading messages.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 
 use openmls::group::{
@@ -11,7 +11,6 @@ use openmls::prelude::{
     KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, Lifetime, MlsMessageBodyIn, MlsMessageIn, ProtocolVersion,
     RatchetTreeIn, SenderRatchetConfiguration, UnknownExtension, Welcome,
 };
-use openmls_memory_storage::MemoryStorage;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::OpenMlsProvider;
 use openmls_traits::signatures::{Signer, SignerError};
@@ -20,6 +19,7 @@ use openmls_traits::types::SignatureScheme;
 use tls_codec::{Deserialize as _, DeserializeBytes as _, Serialize as _};
 
 use super::state::Values;
+use super::storage::Storage;
 use crate::base::crypto::SigningKey;
 use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis};
 use crate::identity::chain::{AsRoots, claimed_client, claimed_validity_end, validate_client_chain};
@@ -45,15 +45,15 @@ const MISSING_MAX: u32 = 10_000;
 #[derive(Debug, Default)]
 pub(super) struct Provider {
     crypto: RustCrypto,
-    storage: MemoryStorage,
+    storage: Storage,
 }
 
 impl OpenMlsProvider for Provider {
     type CryptoProvider = RustCrypto;
     type RandProvider = RustCrypto;
-    type StorageProvider = MemoryStorage;
+    type StorageProvider = Storage;
 
-    fn storage(&self) -> &MemoryStorage {
+    fn storage(&self) -> &Storage {
         &self.storage
     }
 
@@ -76,12 +76,12 @@ impl Provider {
     /// Lets `f` see all of the storage.
     pub(super) fn values<T>(&self, f: impl FnOnce(&Values) -> T) -> T {
         // A writer that panicked left whole entries: the map itself is sound.
-        f(&self.storage.values.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        f(&self.storage.memory.values.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Puts the storage back to what it was.
     pub(super) fn replace_values(&self, values: Values) {
-        *self.storage.values.write().unwrap_or_else(std::sync::PoisonError::into_inner) = values;
+        *self.storage.memory.values.write().unwrap_or_else(std::sync::PoisonError::into_inner) = values;
     }
 
     /// Whether the private keys of this KeyPackage are here.
@@ -391,6 +391,24 @@ pub(super) fn external_sender_key(sender: &[u8]) -> Option<Vec<u8>> {
 pub(super) fn members(group: &MlsGroup) -> Vec<(LeafNodeIndex, ClientUri)> {
     let leaves = group.treesync().full_leaves();
     leaves.filter_map(|(index, leaf)| client_of(leaf.credential()).ok().map(|client| (index, client))).collect()
+}
+
+/// Has the message secrets that changed since the last time written to the storage.
+pub(super) fn write_message_secrets<'a>(
+    provider: &Provider,
+    groups: impl Iterator<Item = &'a mut MlsGroup>,
+) -> Result<(), Fault> {
+    let mut named = HashMap::new();
+    for group in groups {
+        named.insert(Storage::name_of(group.group_id()).map_err(failed("name a group"))?, group);
+    }
+    provider.storage.catch_up(|name| {
+        // A group that is gone has none.
+        let Some(group) = named.get_mut(name) else { return Ok(()) };
+        // The policy stays what it is: what counts is that OpenMLS writes the secrets with it.
+        let policy = group.past_epoch_deletion_policy().clone();
+        group.set_past_epoch_deletion_policy(provider, policy).map_err(failed("write message secrets"))
+    })
 }
 
 /// Whether no client is in the group twice.

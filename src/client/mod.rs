@@ -8,7 +8,7 @@
 //! | `core`, `receive`, `outgoing` | the state machine: synchronous, one state write per step, no network |
 //! | `state`, [`history`], `log` | what is on disk |
 //! | `outbox`, `connection` | requests sent until answered, over a connection that mends itself |
-//! | `mls`, `seal`, `keys` | MLS, sealed queue information, KeyPackages |
+//! | `mls`, `storage`, `seal`, `keys` | MLS and its storage, sealed queue information, KeyPackages |
 //!
 //! Nothing is sent before the state that made it is on disk, and nothing is acknowledged before the state that holds it is. A
 //! client that is killed at any moment and opened again sends what was unanswered, with the same request ids, and misses
@@ -30,6 +30,7 @@ mod outgoing;
 mod receive;
 mod seal;
 mod state;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -138,6 +139,8 @@ struct Shared {
     busy: Arc<Busy>,
     /// Held while entries are fetched and taken.
     receiving: Mutex<()>,
+    /// Whether a listener's acknowledgement is on its way.
+    acknowledging: AtomicBool,
     /// One per group, held while a Commit is made and settled.
     groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
     /// Whether a Welcome may have used a KeyPackage since they were last counted.
@@ -241,6 +244,7 @@ impl Client {
                 inbox: Inbox::default(),
                 busy: Arc::default(),
                 receiving: Mutex::default(),
+                acknowledging: AtomicBool::new(false),
                 groups: std::sync::Mutex::default(),
                 key_packages_used: AtomicBool::new(true),
             }),

@@ -59,7 +59,7 @@ enum Unapplied {
     /// Not now.
     Waits(Need),
     /// Never.
-    Bad { seen: Seen, why: String },
+    Bad { seen: Box<Seen>, why: String },
     /// Our side failed.
     Fault(Fault),
 }
@@ -90,7 +90,7 @@ fn kind_of(entry: &QueueEntry) -> &'static str {
 }
 
 fn bad<T>(kind: &'static str, outcome: &'static str, why: impl Into<String>) -> std::result::Result<T, Unapplied> {
-    Err(Unapplied::Bad { seen: Seen::new(kind, outcome), why: why.into() })
+    Err(Unapplied::Bad { seen: Box::new(Seen::new(kind, outcome)), why: why.into() })
 }
 
 impl Core {
@@ -201,7 +201,7 @@ impl Core {
         match applied {
             Ok(seen) => self.record_received(entry, &seen),
             Err(Unapplied::Waits(need)) => return Ok(Some(need)),
-            Err(Unapplied::Bad { seen, why }) => self.pass_over(entry, seen, why),
+            Err(Unapplied::Bad { seen, why }) => self.pass_over(entry, *seen, why),
             Err(Unapplied::Fault(fault)) => {
                 let why = fault.to_string();
                 self.pass_over(entry, Seen::new(kind_of(entry), "fault"), why);
@@ -298,7 +298,7 @@ impl Core {
         let sender = mls::client_of(processed.credential()).ok();
         let text = match processed.into_content() {
             ProcessedMessageContent::ApplicationMessage(content) => content.into_bytes(),
-            ProcessedMessageContent::OwnPrivateMessage { .. } => {
+            ProcessedMessageContent::OwnPrivateMessage => {
                 return Ok(Seen::new("application", "own").by(Some(self.me.clone())));
             }
             _ => return bad("application", "refused", "an encrypted handshake message"),
@@ -308,7 +308,7 @@ impl Core {
         seen.text_hash = Some(hash);
         let (Some(sender), Ok(text)) = (sender, String::from_utf8(text)) else {
             seen.outcome = "not_text";
-            return Err(Unapplied::Bad { seen, why: "the message is not UTF-8 text".into() });
+            return Err(Unapplied::Bad { seen: Box::new(seen), why: "the message is not UTF-8 text".into() });
         };
         self.remember(Some(entry.sequence), entry.arrived_at_ms, group, &sender, &text);
         let (group, sequence, at_ms) = (group.clone(), entry.sequence, entry.arrived_at_ms);
@@ -412,7 +412,7 @@ impl Core {
         committer: Option<LeafNodeIndex>,
         now: UnixMillis,
     ) -> std::result::Result<ClientUri, Unapplied> {
-        let wrong = |why: String| Unapplied::Bad { seen: Seen::new("commit", "undecryptable"), why };
+        let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("commit", "undecryptable")), why };
         let mut joiner = None;
         for (claim, replaces) in mls::entering_leaves(staged, committer).map_err(wrong)? {
             let domain = claim.domain().map_err(wrong)?;
@@ -516,7 +516,7 @@ impl Core {
         welcome: Welcome,
         tree: &GroupState,
     ) -> std::result::Result<Seen, Unapplied> {
-        let wrong = |why: String| Unapplied::Bad { seen: Seen::new("welcome", "undecryptable"), why };
+        let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("welcome", "undecryptable")), why };
         let staged = mls::stage_welcome(&self.provider, welcome, &tree.ratchet_tree).map_err(wrong)?;
         let context = staged.group_context();
         if context.group_id().as_slice() != group.to_bytes() || context.epoch().as_u64() != entry.epoch {

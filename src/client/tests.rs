@@ -1,11 +1,14 @@
 //! The core against a hub played by the test. What counts as failure: a message that is lost, doubled or readable by the wrong
 //! ones; a Commit applied without the hub's word; a restart that forgets what was promised. Networks are other tests' business.
 
-use openmls::prelude::{Credential, CredentialType, ExternalSender};
-use serde_json::Value;
+#![allow(clippy::panic, reason = "a test that cannot go on says why")]
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use openmls::prelude::{Credential, CredentialType, ExternalSender};
+use serde_json::Value;
 use tempfile::TempDir;
 use tls_codec::Serialize as _;
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::credentials::{identify, identify_all, queue_of};
-use super::state::{Head, Joiner, Member, RECENT_COMMITS_MAX, RecentCommit};
+use super::state::{Head, Joiner, Member, RecentCommit};
 use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, Refusal, StateChange};
 use crate::base::UserUri;
 use crate::base::crypto::sha256;
-use crate::base::limits::{COMMIT_PROPOSALS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX};
+use crate::base::limits::{COMMIT_PROPOSALS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX, RECENT_COMMITS_MAX};
 use crate::mls::message::{framed_commit, welcome_recipients};
 use crate::mls::{StagedUpdate, Tree};
 use crate::wire::ds::GroupUpdate;
@@ -61,7 +61,7 @@ pub fn decide(
     if frame.committer != Some(sender.leaf_index) || sender.as_joiner {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    // DS-042 … DS-046 (R3, R5, S12) are in `mls::group`: validity, signature keys, external_senders, GroupInfo.
+    // What a Commit must be before anyone asks what it does: the rules from DS-042 to DS-046 are checked in `mls::group`.
     let staged = tree.stage(frame, &update.group_info, hub.external_sender)?;
     let changes = &staged.changes;
     let refused = || Rejection::from(ErrorCode::InvalidCommit);
@@ -86,7 +86,7 @@ pub fn decide(
     if matches!(kind, Kind::AddUsers(_)) && new_members.any(|(_, member)| state.has_user(member.client.user())) {
         return Err(refused().into());
     }
-    // DS-053: limits.
+    // DS-053: the group stays within its limit of leaves.
     if state.members.len() + changes.added.len() > GROUP_LEAVES_MAX {
         return Err(ErrorCode::TooLarge.into());
     }
@@ -139,6 +139,7 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         }
         let member = Member {
             signature_key: key_package.claim.signature_key.clone(),
+            previous_key: None,
             client: identity.client,
             queue,
             joined_epoch: staged.epoch,
@@ -152,7 +153,11 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         if identity.client != member.client {
             return Err(ErrorCode::InvalidCredential.into());
         }
-        set.push((*leaf_index, Member { signature_key: claim.signature_key.clone(), ..member.clone() }));
+        let mut renewed = member.clone();
+        if renewed.signature_key != claim.signature_key {
+            renewed.previous_key = Some(std::mem::replace(&mut renewed.signature_key, claim.signature_key.clone()));
+        }
+        set.push((*leaf_index, renewed));
     }
     Ok(set)
 }
@@ -168,6 +173,9 @@ fn routed_welcomes<'a>(staged: &StagedUpdate, welcomes: &'a List<Opaque>) -> Res
         for reference in welcome_recipients(welcome)? {
             let position = awaited.iter().position(|(awaited, _)| *awaited == reference).ok_or_else(refused)?;
             leaves.push(awaited.swap_remove(position).1);
+        }
+        if leaves.is_empty() {
+            return Err(refused());
         }
         routed.push((welcome, leaves));
     }

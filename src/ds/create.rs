@@ -68,7 +68,8 @@ pub fn decide(
         return Err(ErrorCode::InvalidGroupInfo.into());
     }
     let queue = queue_of(&identity.client, &body.client_queue_config)?;
-    let creator = Member { signature_key: sender_key.clone(), client: identity.client, queue, joined_epoch: 0 };
+    let creator =
+        Member { signature_key: sender_key.clone(), previous_key: None, client: identity.client, queue, joined_epoch: 0 };
     let head = Head { epoch: 0, joiners: Vec::new(), recent_commits: VecDeque::new() };
     let change = StateChange { set: vec![(0, creator)], removed: Vec::new(), head, group_info: Some(body.group_info.to_vec()) };
     Ok(Created {

@@ -12,6 +12,8 @@ pub mod queue_info;
 pub mod sender;
 pub mod state;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;

@@ -16,6 +16,8 @@ pub struct Authenticated {
     pub as_joiner: bool,
     /// The key that verified; with the request id it names the stored answer.
     pub key: Vec<u8>,
+    /// The key is the one that the leaf had before: good for repeating the request that replaced it, and for nothing else.
+    pub repeats_only: bool,
 }
 
 /// Verifies a request to an existing group. `through` is the authenticated domain of the node that sent it: our own for our
@@ -38,12 +40,16 @@ pub fn authenticate(
     // DS-010: the leaf is a member's.
     let member = state.members.get(&leaf_index).ok_or(ErrorCode::NotAuthorized)?;
     // DS-011 (S3): signed by that leaf's key.
-    if !request.is_signed_by(&member.signature_key) {
-        return Err(ErrorCode::BadSignature.into());
-    }
+    let previous = member.previous_key.as_ref().filter(|key| request.is_signed_by(key));
+    let key = match previous {
+        None if request.is_signed_by(&member.signature_key) => &member.signature_key,
+        None => return Err(ErrorCode::BadSignature.into()),
+        Some(key) => key,
+    };
     // DS-012: a domain speaks for its own users only.
     if member.client.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    Ok(Authenticated { leaf_index, client: member.client.clone(), as_joiner, key: member.signature_key.clone() })
+    let repeats_only = previous.is_some();
+    Ok(Authenticated { leaf_index, client: member.client.clone(), as_joiner, key: key.clone(), repeats_only })
 }

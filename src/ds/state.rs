@@ -10,9 +10,6 @@ use crate::base::{ClientUri, Domain, GroupUri, UserUri};
 /// The format of member and head records; every record begins with it.
 const RECORD_FORMAT: u8 = 1;
 
-/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
-pub const RECENT_COMMITS_MAX: usize = 64;
-
 /// A group's small record, in memory.
 #[derive(Clone, Debug)]
 pub struct GroupState {
@@ -62,6 +59,8 @@ pub struct Joiner {
 pub struct Member {
     /// The leaf's signature key (Ed25519, 32 octets).
     pub signature_key: Vec<u8>,
+    /// The key before that, when a Commit replaced it: a retry of that very Commit is signed with it.
+    pub previous_key: Option<Vec<u8>>,
     /// Whose leaf it is; never changes while the leaf stays (R8).
     pub client: ClientUri,
     /// Where its messages go.

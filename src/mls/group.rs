@@ -118,12 +118,14 @@ impl Tree {
     /// `external_sender`: the DS's own encoded entry, which must stay in the context.
     pub fn stage(&self, commit: FramedCommit, group_info: &[u8], external_sender: &[u8]) -> Result<StagedUpdate, Rejection> {
         let refused = || Rejection::from(ErrorCode::InvalidCommit);
+        // DS-042 (R3): a valid Commit of this group and epoch, as far as a server can see: framing, signature, proposals, path.
         let tag = commit.message.confirmation_tag().cloned().ok_or_else(refused)?;
         let processed = self.group.process_message(&VerifyOnly, ProtocolMessage::from(commit.message)).map_err(|_| refused())?;
         let sender = processed.sender().clone();
         let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else { return Err(refused()) };
         let changes = self.changes(&sender, &staged)?;
         self.check_signature_keys(&changes)?;
+        // DS-044 (S12): the DS stays among the external_senders.
         if !context_names(staged.group_context(), external_sender) {
             return Err(refused());
         }
@@ -202,7 +204,7 @@ impl Tree {
         Ok(changes)
     }
 
-    /// A signature key may stand in the tree once (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
+    /// DS-043 (R3): a signature key stands in the tree once (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
     /// would pass, and the group could never be imported again.
     fn check_signature_keys(&self, changes: &Changes) -> Result<(), Rejection> {
         let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
@@ -222,7 +224,7 @@ impl Tree {
         Ok(())
     }
 
-    /// R5: the GroupInfo has exactly the staged context, the Commit's confirmation tag and an external_pub, and is signed by the
+    /// DS-045 (R5): the GroupInfo has exactly the staged context, the Commit's confirmation tag and an external_pub, and is signed by the
     /// committer's key after the Commit.
     fn check_group_info(
         &self,
@@ -266,6 +268,7 @@ fn verify(info: VerifiableGroupInfo, key: &OpenMlsSignaturePublicKey) -> Option<
 }
 
 fn examine_leaf(leaf: &openmls::prelude::LeafNode) -> Result<LeafClaim, Rejection> {
+    // DS-046 (R3): capabilities list no default type.
     if !capabilities_are_interoperable(leaf.capabilities()) {
         return Err(ErrorCode::InvalidCommit.into());
     }

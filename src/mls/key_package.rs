@@ -38,6 +38,7 @@ pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection>
 /// What the server needs to know of a KeyPackage that OpenMLS has validated, and the checks OpenMLS leaves to it.
 pub(super) fn examine(key_package: &KeyPackage) -> Result<ValidKeyPackage, Rejection> {
     let refused = || Rejection::from(ErrorCode::InvalidKeyPackage);
+    // DS-046 (R3): capabilities list no default type.
     if u16::from(key_package.ciphersuite()) != CIPHERSUITE
         || !capabilities_are_interoperable(key_package.leaf_node().capabilities())
     {

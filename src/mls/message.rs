@@ -45,7 +45,9 @@ pub struct FramedCommit {
     pub committer: Option<u32>,
 }
 
-/// Reads a Commit. It must be a PublicMessage (R1) of a member or a new member, with content type commit.
+/// Reads a Commit.
+///
+/// DS-055 (R1): a Commit is a PublicMessage of a member or a new member, with content type commit.
 pub fn framed_commit(octets: &[u8]) -> Result<FramedCommit, Rejection> {
     let MlsMessageBodyIn::PublicMessage(message) = read(octets, ErrorCode::InvalidCommit)? else {
         return Err(ErrorCode::InvalidCommit.into());

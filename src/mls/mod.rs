@@ -9,6 +9,8 @@ pub mod group;
 pub mod key_package;
 pub mod message;
 mod provider;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use group::{StagedUpdate, Tree};
 pub use key_package::ValidKeyPackage;

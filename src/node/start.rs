@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use quinn::Endpoint;
 use tokio::sync::watch;
@@ -11,7 +10,7 @@ use tokio::task::JoinSet;
 use super::config::{Config, read_secret};
 use super::init;
 use crate::base::fault::{Context as _, Fault};
-use crate::base::limits::SHUTDOWN_TIMEOUT;
+use crate::base::limits::{HOUSEKEEPING_INTERVAL, SHUTDOWN_TIMEOUT};
 use crate::base::secret::Secret;
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
@@ -20,9 +19,6 @@ use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
 use crate::transport::{CloseCode, NodeTls, Resolver, ResolverSettings, accept, endpoint};
-
-/// How often expired answers are forgotten.
-const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// A running node.
 pub struct Node {

@@ -56,7 +56,8 @@ impl QsKeyPair {
     }
 }
 
-/// QS-001: opens a sealed queue information with one of the QS's keys; `None` when none of them opens it to a well-formed one.
+/// QS-001 (S14): a sealed queue information opens with one of the QS's keys; `None` when none of them opens it to a well-formed
+/// one.
 /// Costs an HPKE decapsulation: callers keep the result.
 pub fn open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
     if sealed.len() > QUEUE_INFORMATION_BYTES_MAX {

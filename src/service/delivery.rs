@@ -7,7 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::groups::{HotGroup, HotTree};
 use super::recipients::Wake;
 use super::{Failure, Service};
-use crate::base::limits::GROUP_LOG_RECORDS_MAX;
+use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
 use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, StateChange};
 use crate::mls::StagedUpdate;
@@ -16,9 +16,6 @@ use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapsh
 use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
 use crate::wire::reply::GroupState as GroupStateReply;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
-
-/// How often a request is decided anew, because roots had to be fetched or the group changed under it.
-const DECISIONS_MAX: usize = 4;
 
 /// What a decision came to.
 enum Decided {
@@ -60,7 +57,11 @@ impl Service {
             match tried {
                 Tried::Answered(response) => return Ok(response),
                 Tried::NeedsRoots(domains) => self.fetch_domains(&domains).await?,
-                Tried::Conflict => {}
+                Tried::Conflict => {
+                    // Somebody else wrote: what is in memory is old.
+                    let uri = self.group_of(message)?;
+                    self.groups.slot(&uri).lock().await.forget();
+                }
             }
         }
         Err(crate::base::Fault::new("a request could not be decided: its group or the roots it needs keep changing").into())
@@ -114,7 +115,7 @@ impl Service {
                 Ok(Tried::Answered(response))
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(Tried::Answered),
-            // The group id is taken (S6).
+            // DS-036 (S6): the group id is unused.
             Ok(Acceptance::Conflict) => Err(ErrorCode::InvalidGroupId.into()),
             Err(fault) => {
                 group.forget();
@@ -134,6 +135,7 @@ impl Service {
         let now = UnixMillis::now();
         let Some(state) = group.state(&self.storage, &uri).await? else {
             self.groups.release(&uri);
+            // DS-013: this hub has such a group.
             return Err(ErrorCode::UnknownGroup.into());
         };
         let sender = ds::sender::authenticate(state, request, message, through)?;
@@ -170,6 +172,9 @@ impl Service {
         message: &DsMessage,
         now: UnixMillis,
     ) -> Result<Decided, Undecided> {
+        if sender.repeats_only {
+            return Err(ErrorCode::BadSignature.into());
+        }
         Self::check_time(&request.content, now)?;
         let kind = match &message.request {
             DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),
@@ -268,7 +273,11 @@ impl Service {
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(|response| Some(Tried::Answered(response))),
             Ok(Acceptance::Conflict) => Ok(Some(Tried::Conflict)),
-            Err(fault) => Err(fault.into()),
+            Err(fault) => {
+                // It may be on disk all the same; whoever looks in vain loses nothing.
+                self.wake_recipients(wakes);
+                Err(fault.into())
+            }
         };
         // Another process may have written, or nobody knows what was: read anew.
         if let Some((mut group, _)) = group {

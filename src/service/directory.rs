@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use super::{Failure, NodeKeys, Service};
-use crate::base::limits::{FRAME_BYTES_MAX, PEER_REQUEST_TIMEOUT};
+use crate::base::limits::{AS_ROOTS_MAX, FRAME_BYTES_MAX, PEER_REQUEST_TIMEOUT};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
 use crate::identity::AsRoots;
 use crate::mls::external_sender::encode_external_sender;
@@ -16,9 +16,6 @@ use crate::storage::accounts::PinDomain;
 use crate::wire::info::{DomainInfo, InfoRequest};
 use crate::wire::peer::{PeerRequest, PeerResponse};
 use crate::wire::{ErrorCode, List, Opaque, Reply, decode, encode};
-
-/// The most AS roots a domain may publish.
-const AS_ROOTS_MAX: usize = 8;
 
 /// What is known of domains.
 pub(super) struct Directory {

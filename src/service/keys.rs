@@ -88,7 +88,7 @@ impl Service {
         match self.storage.write(publish).await? {
             Published::Stored => Ok(response),
             Published::Known(known) => Self::answer_known(known, now),
-            // QS-010: bounded, with those published before.
+            // QS-010: at most so many per client, with those published before.
             Published::OverLimit => Err(ErrorCode::TooLarge.into()),
             // QS-016 (R7): published once.
             Published::Repeated => Err(ErrorCode::InvalidKeyPackage.into()),
@@ -111,6 +111,7 @@ impl Service {
         match self.storage.write(claim).await? {
             Claimed::Answered(response) => Ok(response),
             Claimed::Known(known) => Self::answer_known(known, now),
+            // QS-034: there is such a user, with a KeyPackage to give.
             Claimed::None => Err(ErrorCode::UnknownUser.into()),
         }
     }

@@ -20,7 +20,7 @@ impl Service {
         hub: &Domain,
         batches: List<LaneBatch>,
     ) -> Result<List<LaneAnswer>, Rejection> {
-        // QS-040: bounded.
+        // QS-040: at most so many frames at once.
         if batches.iter().map(|batch| batch.frames.len()).sum::<usize>() > LANE_BATCH_FRAMES_MAX {
             return Err(ErrorCode::TooLarge.into());
         }
@@ -100,7 +100,9 @@ impl Service {
                 });
                 LaneResult::Accepted(frames.collect())
             }
+            // QS-045 (X8): no frame is left out.
             Ok(Taken::Gap(expected)) => LaneResult::Gap(expected),
+            // QS-044 (X8): a repeated frame has the same content.
             Ok(Taken::Conflict) => LaneResult::Refused(ErrorCode::LaneConflict.into()),
             Err(fault) => LaneResult::Refused(Failure::from(fault).into_rejection()),
         }

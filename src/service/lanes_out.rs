@@ -67,6 +67,8 @@ impl Service {
             domain: domain.clone(),
             stream: None,
             held: HashMap::new(),
+            served_last: String::new(),
+            delivered: HashMap::new(),
             failures: 0,
         };
         workers.tasks.spawn(worker.run(notify));
@@ -80,6 +82,10 @@ struct Worker {
     stream: Option<PeerStream>,
     /// Lanes that the other side refused, and when each is tried again: a stuck lane never delays another.
     held: HashMap<String, (Instant, u32)>,
+    /// The lane that was last served.
+    served_last: String,
+    /// The last frame of each lane that is known to be delivered; its row may still be waiting to be dropped.
+    delivered: HashMap<String, u64>,
     /// For requests that fail on a connection that is up; the peer's gate paces everything else.
     failures: u32,
 }
@@ -113,16 +119,10 @@ impl Worker {
 
     /// Sends one batch, if any frame waits.
     async fn step(&mut self) -> Result<Progress, Fault> {
-        let now = Instant::now();
-        let waiting = self.service.storage.waiting_lanes(&self.domain, LANES_PER_BATCH_MAX).await?;
-        self.held.retain(|group_id, _| waiting.contains(group_id));
-        let ready: Vec<&String> =
-            waiting.iter().filter(|group_id| self.held.get(*group_id).is_none_or(|(until, _)| *until <= now)).collect();
-        if ready.is_empty() {
+        let Some(batches) = self.next_batches().await? else {
             let next = self.held.values().map(|(until, _)| *until).min();
             return Ok(next.map_or(Progress::Idle, Progress::HeldUntil));
-        }
-        let batches = self.batches(&ready).await?;
+        };
         self.service.peers.wait_until_ready(&self.domain).await;
         match self.exchange(&batches).await {
             Ok(answers) => {
@@ -141,6 +141,38 @@ impl Worker {
         Ok(Progress::Sent)
     }
 
+    /// The next frames to send: of the lanes that follow those served last, so that every lane has its turn however many there
+    /// are, and however many are held. `None` when no lane is ready.
+    async fn next_batches(&mut self) -> Result<Option<Vec<LaneBatch>>, Fault> {
+        let mut from_the_first = self.served_last.is_empty();
+        loop {
+            let lanes = self.service.storage.waiting_lanes(&self.domain, &self.served_last, LANES_PER_BATCH_MAX).await?;
+            let Some(last) = lanes.last().cloned() else {
+                if from_the_first && self.served_last.is_empty() {
+                    // Nothing waits at all.
+                    self.held.clear();
+                    self.delivered.clear();
+                }
+                if from_the_first {
+                    self.served_last.clear();
+                    return Ok(None);
+                }
+                self.served_last.clear();
+                from_the_first = true;
+                continue;
+            };
+            let now = Instant::now();
+            let is_ready = |group_id: &&String| self.held.get(*group_id).is_none_or(|(until, _)| *until <= now);
+            let ready: Vec<&String> = lanes.iter().filter(is_ready).collect();
+            let batches = self.batches(&ready).await?;
+            let served = batches.last().map(|batch| String::from_utf8_lossy(&batch.group_id).into_owned());
+            self.served_last = served.unwrap_or(last);
+            if !batches.is_empty() {
+                return Ok(Some(batches));
+            }
+        }
+    }
+
     /// The first frames of each lane, bounded together.
     async fn batches(&self, groups: &[&String]) -> Result<Vec<LaneBatch>, Fault> {
         let mut batches = Vec::new();
@@ -148,7 +180,8 @@ impl Worker {
         for (index, group_id) in groups.iter().enumerate() {
             // A fair share of what is left, so that a long lane leaves room for the others.
             let share = frames_left.div_ceil(groups.len() - index);
-            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, 0, share).await?;
+            let from = self.delivered.get(*group_id).map_or(0, |last| last + 1);
+            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share).await?;
             let Some(first) = waiting.first() else { continue };
             let incarnation = first.incarnation;
             let mut frames = Vec::new();
@@ -246,7 +279,10 @@ impl Worker {
             }
         }
         if !delivered.is_empty() {
-            self.service.storage.write(DropFrames { domain: self.domain.clone(), lanes: delivered }).await?;
+            self.delivered.extend(delivered.iter().cloned());
+            // Not waited for: sending a frame again after a crash changes nothing, and the writer reports a failure.
+            let drop_frames = DropFrames { domain: self.domain.clone(), lanes: delivered };
+            drop(self.service.storage.queue_write(drop_frames).await?);
         }
         Ok(())
     }

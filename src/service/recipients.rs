@@ -61,7 +61,7 @@ impl Generations {
 }
 
 impl Service {
-    /// QS-001, QS-002: the queue that a sealed information means for messages of the authenticated `hub`; `None` when it cannot
+    /// By QS-001 and QS-002, the queue that a sealed information means for messages of the authenticated `hub`; `None` when it cannot
     /// be opened or is bound to another hub. Only successes are kept: a stranger's garbage takes no room.
     pub(super) fn open_recipient(&self, information: &[u8], hub: &Domain) -> Option<LocalRecipient> {
         let digest = sha256(information);

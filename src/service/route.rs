@@ -72,6 +72,10 @@ impl Service {
     /// A request of one of our own clients to us.
     async fn here(self: &Arc<Self>, request: &ClientRequest, who: &Connected) -> Result<Vec<u8>, Failure> {
         match (&request.content.service, who) {
+            // A stranger must not make this node ask other domains.
+            (Body::Info(body), Connected::Stranger) if body.domain[..] != *self.domain.as_bytes() => {
+                Err(ErrorCode::NotAuthorized.into())
+            }
             (Body::Info(body), _) => self.info(body).await.map(Self::encode_reply),
             (Body::Accounts(message), _) => self.accounts_request(request, message).await,
             (Body::Ds(message), Connected::Client(_)) => self.ds_request(request, message, &self.domain).await,

@@ -13,6 +13,9 @@ pub mod queues;
 pub mod settings;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
@@ -90,10 +93,11 @@ impl Storage {
         self.writer.submit(transaction).await
     }
 
-    /// Finishes the queued writes and closes the database.
+    /// Finishes the queued writes and closes the database. The writer goes last: the last connection to close empties the
+    /// write-ahead log, which a reader may not.
     pub async fn close(&self) {
-        self.writer.stop().await;
         self.readers.close().await;
+        self.writer.stop().await;
     }
 
     fn readers(&self) -> &SqlitePool {

@@ -1,0 +1,150 @@
+//! A hub without storage, for the unit tests of the decisions.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::{Authenticated, GroupState, Hub, Outcome, Refusal, commit, create, message, queue_info, sender};
+use crate::base::crypto::SigningKey;
+use crate::base::{Domain, UnixMillis};
+use crate::identity::{AsRoot, AsRoots};
+use crate::mls::Tree;
+use crate::mls::external_sender::encode_external_sender;
+use crate::mls::testing::TestClient;
+use crate::wire::ds::{DsMessage, DsRequest};
+use crate::wire::{ClientRequest, Service};
+
+/// The domains of a test, and the hub's own things.
+pub(super) struct TestHub {
+    pub(super) domain: Domain,
+    pub(super) key: SigningKey,
+    pub(super) external_sender: Vec<u8>,
+    pub(super) as_roots: HashMap<Domain, AsRoot>,
+    pub(super) roots: HashMap<Domain, Arc<AsRoots>>,
+    pub(super) state: Option<GroupState>,
+    pub(super) tree: Option<Tree>,
+    /// The first snapshot and all log records, as storage would have them.
+    pub(super) snapshot: Vec<u8>,
+    pub(super) log: Vec<Vec<u8>>,
+}
+
+impl TestHub {
+    pub(super) fn new() -> Self {
+        let now = UnixMillis::now();
+        let domains: Vec<Domain> = ["a.test", "b.test"].iter().map(|name| name.parse().expect("a domain")).collect();
+        let as_roots: HashMap<Domain, AsRoot> =
+            domains.iter().map(|domain| (domain.clone(), AsRoot::create(domain, now).expect("a root"))).collect();
+        let roots = as_roots.iter().map(|(domain, root)| {
+            let roots = AsRoots::new(domain.clone(), vec![root.certificate().to_vec()]).expect("roots");
+            (domain.clone(), Arc::new(roots))
+        });
+        let key = SigningKey::generate().expect("a key");
+        let public: [u8; 32] = key.public().try_into().expect("32 octets");
+        let own = as_roots.get(&domains[0]).expect("the hub's own");
+        let chain = vec![own.issue_service("mimi://a.test/ds", &public, now).expect("a certificate")];
+        Self {
+            domain: domains[0].clone(),
+            external_sender: encode_external_sender(&public, &chain).expect("encodes"),
+            key,
+            roots: roots.collect(),
+            as_roots,
+            state: None,
+            tree: None,
+            snapshot: Vec::new(),
+            log: Vec::new(),
+        }
+    }
+
+    pub(super) fn hub(&self) -> Hub<'_> {
+        Hub {
+            domain: &self.domain,
+            now: UnixMillis::now(),
+            roots: &self.roots,
+            external_sender: &self.external_sender,
+            key: &self.key,
+        }
+    }
+
+    pub(super) fn client(&self, name: &str) -> TestClient {
+        let (user, domain) = name.split_once('@').expect("user@domain");
+        let domain: Domain = domain.parse().expect("a domain");
+        TestClient::new(self.as_roots.get(&domain).expect("a known domain"), user)
+    }
+
+    pub(super) fn state(&self) -> &GroupState {
+        self.state.as_ref().expect("the group is made")
+    }
+
+    fn tree(&self) -> &Tree {
+        self.tree.as_ref().expect("the group is made")
+    }
+
+    pub(super) fn create(&mut self, creator: &mut TestClient) -> Result<(), Refusal> {
+        let request = self.creation(creator);
+        self.try_create(&request, creator.uri.domain())
+    }
+
+    /// A create_group that would be accepted.
+    pub(super) fn creation(&self, creator: &mut TestClient) -> ClientRequest {
+        creator.create(&self.external_sender)
+    }
+
+    pub(super) fn try_create(&mut self, request: &ClientRequest, through: &Domain) -> Result<(), Refusal> {
+        let message = ds_message(request);
+        let DsRequest::CreateGroup(body) = &message.request else { unreachable!("a create_group") };
+        let created = create::decide(&self.hub(), request, message, body, through)?;
+        let change = created.outcome.change.expect("a new group has a state");
+        self.state = Some(GroupState {
+            uri: created.uri,
+            revision: 0,
+            head: change.head,
+            members: change.set.into_iter().collect::<BTreeMap<_, _>>(),
+        });
+        self.tree = Some(created.tree);
+        self.snapshot = created.snapshot;
+        Ok(())
+    }
+
+    /// Verifies a request as the node does.
+    pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Authenticated, Refusal> {
+        Ok(sender::authenticate(self.state(), request, ds_message(request), through)?)
+    }
+
+    /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome's deliveries and reply.
+    pub(super) fn ask(&mut self, request: &ClientRequest, through: &Domain) -> Result<Outcome, Refusal> {
+        let sender = self.authenticate(request, through)?;
+        let (kind, update) = match &ds_message(request).request {
+            DsRequest::SendMessage(body) => {
+                let mut outcome = message::decide(&self.hub(), self.state(), &sender, body)?;
+                self.apply(&mut outcome);
+                return Ok(outcome);
+            }
+            DsRequest::UpdateQueueInfo(body) => {
+                let mut outcome = queue_info::decide(self.state(), &sender, body)?;
+                self.apply(&mut outcome);
+                return Ok(outcome);
+            }
+            DsRequest::AddUsers(body) => (commit::Kind::AddUsers(&body.welcomes), &body.group_update),
+            DsRequest::RemoveUsers(body) => (commit::Kind::RemoveUsers, &body.group_update),
+            DsRequest::UpdateClient(body) => (commit::Kind::UpdateClient, &body.group_update),
+            _ => unreachable!("the tests ask nothing else"),
+        };
+        let commit::Accepted { mut outcome, update } =
+            commit::decide(&self.hub(), self.state(), self.tree(), &sender, kind, update)?;
+        self.log.push(update.record.clone());
+        self.apply(&mut outcome);
+        self.tree.as_mut().expect("the group is made").merge(update, false).expect("merges");
+        Ok(outcome)
+    }
+
+    fn apply(&mut self, outcome: &mut Outcome) {
+        if let Some(change) = outcome.change.take() {
+            self.state.as_mut().expect("the group is made").apply(change);
+        }
+    }
+}
+
+/// The DS request in an envelope.
+pub(super) fn ds_message(request: &ClientRequest) -> &DsMessage {
+    let Service::Ds(message) = &request.content.service else { unreachable!("a DS request") };
+    message
+}

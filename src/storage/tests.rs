@@ -1,0 +1,308 @@
+//! What storage promises, on a real database: all or nothing, gapless sequences, one body per message, repeats change nothing.
+
+#![allow(clippy::panic)]
+
+use std::collections::VecDeque;
+
+use sqlx::Row as _;
+
+use super::answers::{Known, RequestKey};
+use super::deliveries::{DeliveryWrite, LocalRecipient};
+use super::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
+use super::lanes::{ArrivedFrame, DropFrames, TakeFrames, Taken};
+use super::queues::{AckEntries, CreateQueue, DeleteQueue};
+use super::*;
+use crate::base::ids::{Incarnation, QueueId, RequestId};
+use crate::base::{Domain, UnixMillis};
+use crate::ds::state::{Head, Member};
+use crate::wire::encode;
+use crate::wire::qs::Delivery;
+
+const NOW: UnixMillis = UnixMillis(1_000_000);
+const GROUP: &str = "mimi://a.test/g/1";
+
+fn domain(name: &str) -> Domain {
+    name.parse().expect("a domain")
+}
+
+async fn open() -> (tempfile::TempDir, Storage) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let storage = Storage::open(directory.path()).await.expect("a database");
+    (directory, storage)
+}
+
+fn key(number: u8, digest: u8) -> RequestKey {
+    RequestKey::new(b"sender", RequestId([number; 16]), [digest; 32])
+}
+
+async fn queue(storage: &Storage, number: u8) -> LocalRecipient {
+    let queue_id = QueueId([number; 16]);
+    let create = CreateQueue {
+        key: key(200 + number, 0),
+        response: Vec::new(),
+        answer_expires_at: NOW,
+        queue_id,
+        owner_key: vec![number; 32],
+        client: format!("mimi://a.test/d/user{number}/phone").parse().expect("a client"),
+        generation: 1,
+    };
+    assert_eq!(storage.write(create).await.expect("written"), None);
+    LocalRecipient { queue_id, generation: 1 }
+}
+
+fn delivery(local: Vec<LocalRecipient>, remote: &[&str]) -> DeliveryWrite {
+    DeliveryWrite {
+        hub: domain("a.test"),
+        group_id: GROUP.to_owned(),
+        epoch: 1,
+        delivery: encode(&Delivery::MessagesLost),
+        now: NOW,
+        local,
+        remote: remote.iter().map(|name| (domain(name), b"recipients".to_vec())).collect(),
+    }
+}
+
+fn accept(number: u8, revision: Option<u64>, deliveries: Vec<DeliveryWrite>) -> AcceptRequest {
+    let head = Head { epoch: 0, joiners: Vec::new(), recent_commits: VecDeque::new() }.to_record().expect("a record");
+    let change = GroupChange { head, group_info: Some(vec![1]), ..GroupChange::default() };
+    AcceptRequest {
+        key: key(number, number),
+        response: vec![number],
+        answer_expires_at: NOW,
+        group_id: GROUP.to_owned(),
+        revision,
+        change: revision.is_none().then_some(change),
+        deliveries,
+    }
+}
+
+/// Every row of every table, as text: what "nothing changed" means.
+async fn dump(storage: &Storage) -> Vec<String> {
+    let tables = ["groups", "group_members", "group_snapshots", "group_log", "answers", "bodies", "queues", "queue_entries"];
+    let more = ["key_packages", "lanes", "lane_frames", "lanes_in", "lane_answers", "users", "invitations", "domains"];
+    let mut rows = Vec::new();
+    for table in tables.iter().chain(&more) {
+        let found = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(storage.readers()).await;
+        for row in found.expect("readable") {
+            let columns = (0..row.len()).map(|column| {
+                let text =
+                    row.try_get::<String, _>(column).or_else(|_| row.try_get::<i64, _>(column).map(|value| value.to_string()));
+                text.unwrap_or_else(|_| format!("{:?}", row.try_get::<Vec<u8>, _>(column)))
+            });
+            rows.push(format!("{table}: {}", columns.collect::<Vec<_>>().join(" | ")));
+        }
+    }
+    rows
+}
+
+async fn count(storage: &Storage, table: &str) -> i64 {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT COUNT(*) AS n FROM {table}")));
+    row.fetch_one(storage.readers()).await.expect("readable").try_get("n").expect("a number")
+}
+
+#[tokio::test]
+async fn a_request_is_accepted_once_with_its_answer_and_its_deliveries() {
+    let (_directory, storage) = open().await;
+    let (first, second) = (queue(&storage, 1).await, queue(&storage, 2).await);
+    let created = storage.write(accept(1, None, Vec::new())).await.expect("written");
+    assert_eq!(created, Acceptance::Written(Vec::new()));
+
+    let both = vec![delivery(vec![first.clone(), second.clone()], &["b.test"])];
+    let written = storage.write(accept(2, Some(0), both.clone())).await.expect("written");
+    assert_eq!(written, Acceptance::Written(vec![vec![true, true]]));
+    assert_eq!(count(&storage, "bodies").await, 1, "the body is stored once");
+
+    let before = dump(&storage).await;
+    // The same request again, the same id with other content, and one decided on an older state.
+    let again = storage.write(accept(2, Some(0), both.clone())).await.expect("answered");
+    assert_eq!(again, Acceptance::Known(Known::Answered(vec![2])));
+    let other = AcceptRequest { key: key(2, 9), ..accept(2, Some(0), both.clone()) };
+    assert_eq!(storage.write(other).await.expect("answered"), Acceptance::Known(Known::OtherContent));
+    assert_eq!(storage.write(accept(3, Some(7), both.clone())).await.expect("answered"), Acceptance::Conflict);
+    assert_eq!(storage.write(accept(4, None, Vec::new())).await.expect("answered"), Acceptance::Conflict, "the id is taken");
+    assert_eq!(dump(&storage).await, before, "nothing changed");
+}
+
+#[tokio::test]
+async fn sequences_have_no_gaps_and_a_body_lives_as_long_as_it_is_needed() {
+    let (_directory, storage) = open().await;
+    let (first, second) = (queue(&storage, 1).await, queue(&storage, 2).await);
+    let gone = LocalRecipient { queue_id: QueueId([9; 16]), generation: 1 };
+    let retired = LocalRecipient { generation: 0, ..second.clone() };
+    storage.write(accept(1, None, Vec::new())).await.expect("written");
+    for number in 0..120 {
+        let recipients =
+            vec![first.clone(), gone.clone(), first.clone(), if number % 2 == 0 { second.clone() } else { retired.clone() }];
+        let request = accept(10 + number, Some(0), vec![delivery(recipients, &[])]);
+        let Acceptance::Written(taken) = storage.write(request).await.expect("written") else { panic!("not written") };
+        assert!(taken[0][0] && !taken[0][1], "a queue that is not there takes nothing");
+    }
+    let sequences = |entries: Vec<crate::wire::qs::QueueEntry>| entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>();
+    assert_eq!(sequences(storage.entries(first.queue_id, 1, 500).await.expect("read")), (1..=120).collect::<Vec<_>>());
+    assert_eq!(sequences(storage.entries(first.queue_id, 119, 500).await.expect("read")), [119, 120]);
+    assert_eq!(count(&storage, "bodies").await, 120);
+
+    storage.write(AckEntries { queue_id: first.queue_id, up_to: 100 }).await.expect("written");
+    storage.write(AckEntries { queue_id: first.queue_id, up_to: 100 }).await.expect("a repeat changes nothing");
+    assert_eq!(sequences(storage.entries(first.queue_id, 1, 500).await.expect("read")), (101..=120).collect::<Vec<_>>());
+    let waiting = storage.entries(second.queue_id, 1, 500).await.expect("read").len();
+    assert!(waiting >= 60, "the other queue is not touched");
+    storage.write(DeleteQueue(second.queue_id)).await.expect("written");
+    assert_eq!(count(&storage, "bodies").await, 20, "what no queue refers to is gone");
+    storage.write(DeleteQueue(first.queue_id)).await.expect("written");
+    assert_eq!(count(&storage, "bodies").await, 0);
+}
+
+#[tokio::test]
+async fn lane_frames_wait_in_order_until_they_are_dropped() {
+    let (_directory, storage) = open().await;
+    storage.write(accept(1, None, Vec::new())).await.expect("written");
+    for number in 0..3 {
+        storage.write(accept(10 + number, Some(0), vec![delivery(Vec::new(), &["b.test", "c.test"])])).await.expect("written");
+    }
+    assert_eq!(storage.domains_with_frames().await.expect("read"), [domain("b.test"), domain("c.test")]);
+    assert_eq!(storage.waiting_lanes(&domain("b.test"), "", 10).await.expect("read"), [GROUP]);
+    assert!(storage.waiting_lanes(&domain("b.test"), GROUP, 10).await.expect("read").is_empty());
+    let waiting = storage.waiting_frames(&domain("b.test"), GROUP, 0, 10).await.expect("read");
+    assert_eq!(waiting.iter().map(|frame| frame.lane_sequence).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(waiting.windows(2).all(|pair| pair[0].incarnation == pair[1].incarnation));
+    for _ in 0..2 {
+        let drop = DropFrames { domain: domain("b.test"), lanes: vec![(GROUP.to_owned(), 2)] };
+        storage.write(drop).await.expect("written");
+    }
+    assert_eq!(storage.waiting_frames(&domain("b.test"), GROUP, 0, 10).await.expect("read").len(), 1);
+    assert_eq!(storage.waiting_frames(&domain("c.test"), GROUP, 0, 10).await.expect("read").len(), 3);
+    assert_eq!(count(&storage, "bodies").await, 3, "the other lane still needs them");
+}
+
+fn take(incarnation: u8, frames: &[(u64, u8)], recipient: &LocalRecipient) -> TakeFrames {
+    let frame = |(lane_sequence, digest): &(u64, u8)| ArrivedFrame {
+        lane_sequence: *lane_sequence,
+        digest: [*digest; 32],
+        opened: vec![false, true],
+        delivery: delivery(vec![recipient.clone()], &[]),
+    };
+    TakeFrames {
+        hub: domain("h.test"),
+        group_id: GROUP.to_owned(),
+        incarnation: Incarnation([incarnation; 16]),
+        frames: frames.iter().map(frame).collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_lane_is_taken_once_in_order_and_without_gaps() {
+    let (_directory, storage) = open().await;
+    let recipient = queue(&storage, 1).await;
+    let row = vec![false, true];
+    let taken = storage.write(take(1, &[(1, 1), (2, 2)], &recipient)).await.expect("written");
+    assert_eq!(taken, Taken::All(vec![row.clone(), row.clone()]));
+
+    let before = dump(&storage).await;
+    let repeat = storage.write(take(1, &[(1, 1), (2, 2)], &recipient)).await.expect("answered");
+    assert_eq!(repeat, Taken::All(vec![row.clone(), row.clone()]), "a repeat is answered as before");
+    assert_eq!(storage.write(take(1, &[(2, 9)], &recipient)).await.expect("answered"), Taken::Conflict);
+    assert_eq!(storage.write(take(1, &[(4, 4)], &recipient)).await.expect("answered"), Taken::Gap(3));
+    assert_eq!(storage.write(take(1, &[(1, 1), (2, 9), (3, 3)], &recipient)).await.expect("answered"), Taken::Conflict);
+    assert_eq!(storage.write(take(2, &[(2, 2)], &recipient)).await.expect("answered"), Taken::Gap(1), "a new life begins at 1");
+    assert_eq!(dump(&storage).await, before, "nothing changed");
+
+    let partly_known = storage.write(take(1, &[(2, 2), (3, 3)], &recipient)).await.expect("written");
+    assert_eq!(partly_known, Taken::All(vec![row.clone(), row.clone()]));
+    assert_eq!(storage.entries(recipient.queue_id, 1, 10).await.expect("read").len(), 3);
+    let new_life = storage.write(take(2, &[(1, 7)], &recipient)).await.expect("written");
+    assert_eq!(new_life, Taken::All(vec![row]));
+}
+
+#[tokio::test]
+async fn snapshots_keep_what_a_pending_joiner_needs() {
+    let (_directory, storage) = open().await;
+    storage.write(accept(1, None, Vec::new())).await.expect("written");
+    for epoch in 1..=6_u8 {
+        let mut request = accept(10 + epoch, Some(u64::from(epoch) - 1), Vec::new());
+        let head = Head { epoch: u64::from(epoch), ..Head::default() }.to_record().expect("a record");
+        request.change = Some(GroupChange { head, log: Some((u64::from(epoch), vec![epoch])), ..GroupChange::default() });
+        assert_eq!(storage.write(request).await.expect("written"), Acceptance::Written(Vec::new()));
+    }
+    let snapshot = |epoch, oldest_needed| WriteSnapshot { group_id: GROUP.to_owned(), epoch, record: vec![0], oldest_needed };
+    storage.write(snapshot(2, 2)).await.expect("written");
+    assert_eq!(count(&storage, "group_log").await, 4);
+    // Somebody still waits for epoch 3: the snapshot of 2 and the log after it stay.
+    storage.write(snapshot(5, 3)).await.expect("written");
+    assert_eq!((count(&storage, "group_snapshots").await, count(&storage, "group_log").await), (2, 4));
+    storage.write(snapshot(6, 6)).await.expect("written");
+    assert_eq!((count(&storage, "group_snapshots").await, count(&storage, "group_log").await), (1, 0));
+}
+
+/// A write that fails after it has written, or does not.
+struct Scribble {
+    name: &'static str,
+    fails: bool,
+}
+
+impl Transaction for Scribble {
+    const NAME: &'static str = "scribble";
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Fault> {
+        sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2)")
+            .bind(self.name)
+            .bind(b"x".as_slice())
+            .execute(connection)
+            .await
+            .context("could not scribble")?;
+        if self.fails { Err(Fault::new("on purpose")) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn one_failing_write_of_a_batch_fails_alone_and_leaves_nothing() {
+    let (directory, storage) = open().await;
+    // Queued without waiting, so that they share batches.
+    let names: Vec<&'static str> = ["a", "b", "c", "d", "e", "f", "g", "h"].to_vec();
+    let mut pending = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        pending.push(storage.queue_write(Scribble { name, fails: index % 3 == 1 }).await.expect("queued"));
+    }
+    for (index, answer) in pending.into_iter().enumerate() {
+        assert_eq!(answer.await.is_err(), index % 3 == 1, "write {index}");
+    }
+    storage.close().await;
+    drop(storage);
+    let storage = Storage::open(directory.path()).await.expect("opens again");
+    for (index, name) in names.iter().enumerate() {
+        assert_eq!(storage.setting(name).await.expect("read").is_some(), index % 3 != 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_node_is_kept_out_and_a_command_is_not() {
+    let (directory, storage) = open().await;
+    let refused = Storage::open(directory.path()).await.err().expect("refused").to_string();
+    assert!(refused.contains("in use by another mimi-node"), "{refused}");
+    let beside = Storage::open_beside(directory.path()).await.expect("opens beside");
+    beside.write(Scribble { name: "beside", fails: false }).await.expect("written");
+    beside.close().await;
+    assert!(storage.setting("beside").await.expect("read").is_some());
+}
+
+#[tokio::test]
+async fn a_group_state_reads_back_as_it_was_written() {
+    let (_directory, storage) = open().await;
+    let member = Member {
+        signature_key: vec![1; 32],
+        previous_key: None,
+        client: "mimi://a.test/d/alice/phone".parse().expect("a client"),
+        queue: crate::ds::QueueAddress { domain: domain("a.test"), information: vec![5] },
+        joined_epoch: 0,
+    };
+    let mut create = accept(1, None, Vec::new());
+    if let Some(change) = &mut create.change {
+        change.set = vec![(0, member.to_record().expect("a record")), (3, member.to_record().expect("a record"))];
+    }
+    storage.write(create).await.expect("written");
+    let uri = GROUP.parse().expect("a group");
+    let state = storage.group_state(&uri).await.expect("read").expect("there");
+    assert_eq!((state.revision, state.members.len(), state.members.get(&3)), (0, 2, Some(&member)));
+    assert!(storage.group_state(&"mimi://a.test/g/2".parse().expect("a group")).await.expect("read").is_none());
+}

@@ -1,0 +1,5 @@
+//! Tests of the house itself: who imports whom, and that rules, code and documentation keep in step.
+
+mod layers;
+mod rules;
+mod source;
