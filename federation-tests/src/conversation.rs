@@ -187,6 +187,20 @@ impl Cast {
         Ok(())
     }
 
+    /// Waits until all clients are members of `group` and know each other as such: what is sent before is not for everyone.
+    pub async fn await_membership(&self, group: &GroupUri) -> Result<(), Fault> {
+        for (client, name) in self.clients.iter().zip(&self.names) {
+            let deadline = Instant::now() + SETTLE_TIMEOUT;
+            while !client.members(group).await.is_ok_and(|(_, members)| members.len() == self.clients.len()) {
+                if Instant::now() > deadline {
+                    return Err(Fault::new(format!("{name} did not become a member, or knows of no others")));
+                }
+                client.sync().await.with_context(|| format!("{name} cannot receive"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has everyone take in and acknowledge what there still is, and finish what was left undone. Fails when something remains.
     pub async fn settle(&self) -> Result<(), Fault> {
         for (client, name) in self.clients.iter().zip(&self.names) {

@@ -58,7 +58,7 @@ async fn run(world: &World, seed: u64) -> Result<(), String> {
     let (scenes, _seen) = unbounded_channel();
     let cast = Cast::assemble(world, &scenes).await.map_err(tell)?;
     let group = cast.make_group("lounge", &scenes).await.map_err(tell)?;
-    // So that all are members, and nobody's Welcome is still on its way.
+    cast.await_membership(&group).await.map_err(tell)?;
     cast.settle().await.map_err(tell)?;
     cast.clients[VICTIM].clone().close().await;
 
