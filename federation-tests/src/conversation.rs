@@ -187,6 +187,20 @@ impl Cast {
         Ok(())
     }
 
+    /// Waits until all clients are members of `group` and know each other as such: what is sent before is not for everyone.
+    pub async fn await_membership(&self, group: &GroupUri) -> Result<(), Fault> {
+        for (client, name) in self.clients.iter().zip(&self.names) {
+            let deadline = Instant::now() + SETTLE_TIMEOUT;
+            while !client.members(group).await.is_ok_and(|(_, members)| members.len() == self.clients.len()) {
+                if Instant::now() > deadline {
+                    return Err(Fault::new(format!("{name} did not become a member, or knows of no others")));
+                }
+                client.sync().await.with_context(|| format!("{name} cannot receive"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has everyone take in and acknowledge what there still is, and finish what was left undone. Fails when something remains.
     pub async fn settle(&self) -> Result<(), Fault> {
         for (client, name) in self.clients.iter().zip(&self.names) {
@@ -343,13 +357,26 @@ pub fn read_logs(logs: impl IntoIterator<Item = PathBuf>) -> Result<Vec<checker:
     Ok(lines)
 }
 
-/// Judges a run of this world's cast that must have been complete: `sent` messages accepted, each delivered to everyone once
-/// and in order, nothing left in a queue or on its way. The error is for a person: findings and the ends of the nodes' logs.
-pub async fn demand_complete(world: &World, sent: usize) -> Result<Verdict, String> {
+/// What a person needs who looks for why a run failed: what the checker makes of it so far, and the ends of the nodes' logs.
+pub fn report(world: &World) -> String {
     /// Enough to see the last minute of a node.
     const LOG_LINES: usize = 60;
-    let fail = |what: String| Err(format!("{what}\n{}", world.log_tails(LOG_LINES)));
-    let verdict = match judge(NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name))) {
+    let verdict = match judge_cast(world) {
+        Ok(verdict) => verdict.to_string(),
+        Err(fault) => fault.to_string(),
+    };
+    format!("{verdict}\n{}", world.log_tails(LOG_LINES))
+}
+
+fn judge_cast(world: &World) -> Result<Verdict, Fault> {
+    judge(NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name)))
+}
+
+/// Judges a run of this world's cast that must have been complete: `sent` messages accepted, each delivered to everyone once
+/// and in order, nothing left in a queue or on its way. The error is for a person, see [`report`].
+pub async fn demand_complete(world: &World, sent: usize) -> Result<Verdict, String> {
+    let fail = |what: String| Err(format!("{what}: {}", report(world)));
+    let verdict = match judge_cast(world) {
         Ok(verdict) => verdict,
         Err(fault) => return fail(fault.to_string()),
     };
@@ -359,7 +386,7 @@ pub async fn demand_complete(world: &World, sent: usize) -> Result<Verdict, Stri
         && figures.delivered == figures.expected
         && figures.still_queued == 0;
     if !verdict.ok || !complete {
-        return fail(format!("{sent} messages were not delivered as they must be: {verdict}"));
+        return fail(format!("{sent} messages were not delivered as they must be"));
     }
     for index in 0..world.sites.len() {
         match world.undelivered(index).await {

@@ -1,10 +1,11 @@
 //! The event log: what a client did and saw, as JSON lines, for a checker that compares the logs of many clients.
 //!
 //! Lines about the state carry `n`, a count, and are kept in the state until the next state write, so that those lost in a
-//! crash between state write and log are written when the client is opened again, and none twice.
+//! crash between state write and log are written when the client is opened again, and none twice. A line that a crash cut short
+//! stays where it is, ended by a line feed: others may have appended since, so nothing is ever taken out of the file.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::base::{Context as _, Fault};
 
-/// The open log. Several clients may append to one file: a line is one write.
+/// The open log. Several clients may append to one file: a line is one write, which only a kill can cut short.
 #[derive(Debug)]
 pub(super) struct EventLog {
     file: File,
@@ -21,11 +22,13 @@ pub(super) struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the log at `path` for `client`, and appends those of the state's lines `kept` that are missing.
+    /// Opens the log at `path` for `client`, ends a line that was cut short, and appends those of the state's lines `kept` that
+    /// are missing.
     pub(super) fn open(path: &Path, client: &str, kept: &[String]) -> Result<Self, Fault> {
         let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = opened.with_context(|| format!("could not open the event log {}", path.display()))?;
         let mut log = Self { file, path: path.to_owned(), client: client.to_owned() };
+        log.end_line().with_context(|| format!("could not mend the event log {}", path.display()))?;
         if !kept.is_empty() {
             let last = log.last_count()?;
             for line in kept.iter().filter(|line| count(line).is_some_and(|n| n > last)) {
@@ -33,6 +36,16 @@ impl EventLog {
             }
         }
         Ok(log)
+    }
+
+    fn end_line(&mut self) -> std::io::Result<()> {
+        if self.file.metadata()?.len() == 0 {
+            return Ok(());
+        }
+        let mut last = [0];
+        self.file.seek(SeekFrom::End(-1))?;
+        self.file.read_exact(&mut last)?;
+        if last == *b"\n" { Ok(()) } else { self.file.write_all(b"\n") }
     }
 
     /// The highest `n` among this client's whole lines.
@@ -99,5 +112,17 @@ mod tests {
             assert_eq!((&lines[2]["event"], &lines[2]["n"], &lines[2]["request"]), (&json!("accepted"), &json!(2), &json!("00")));
             assert!(lines[2]["at_us"].as_u64().is_some_and(|at| at > 1_500_000_000_000_000));
         }
+    }
+
+    #[test]
+    fn a_line_that_a_kill_cut_short_is_ended_and_written_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("log");
+        let alice = "mimi://a.test/d/alice/phone";
+        let lines = [line(alice, "joined", Some(1), json!({})), line(alice, "accepted", Some(2), json!({}))];
+        std::fs::write(&path, format!("{}\n{}", lines[0], &lines[1][..20])).expect("writes");
+        EventLog::open(&path, alice, &lines).expect("opens").append("last").expect("appends");
+        let text = std::fs::read_to_string(&path).expect("reads");
+        assert_eq!(text.lines().collect::<Vec<_>>(), [&lines[0], &lines[1][..20], &lines[1], "last"]);
     }
 }

@@ -129,7 +129,8 @@ pub enum LogError {
     },
 }
 
-/// Reads one log. Unknown fields are ignored, unknown events are errors; empty lines are skipped.
+/// Reads one log. Unknown fields are ignored, unknown events are errors. Empty lines are skipped, and so are lines cut short,
+/// which a client leaves that was killed while it wrote; it writes them again when it is started again.
 pub fn read_log(reader: impl BufRead) -> Result<Vec<Line>, LogError> {
     let mut lines = Vec::new();
     for (index, text) in reader.lines().enumerate() {
@@ -137,12 +138,14 @@ pub fn read_log(reader: impl BufRead) -> Result<Vec<Line>, LogError> {
         if text.trim().is_empty() {
             continue;
         }
-        let line = serde_json::from_str(&text).map_err(|source| LogError::Malformed {
-            line: index + 1,
-            text: text.chars().take(200).collect(),
-            source,
-        })?;
-        lines.push(line);
+        match serde_json::from_str(&text) {
+            Ok(line) => lines.push(line),
+            Err(source) if source.is_eof() => {}
+            Err(source) => {
+                let text = text.chars().take(200).collect();
+                return Err(LogError::Malformed { line: index + 1, text, source });
+            }
+        }
     }
     Ok(lines)
 }

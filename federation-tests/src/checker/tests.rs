@@ -430,7 +430,9 @@ fn a_log_is_read_as_the_format_says() {
     assert!(matches!(&lines[1].event, Event::Received { kind: Kind::Application, sender: None, .. }));
     let again: String = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
     assert_eq!(read_log(again.as_bytes()).unwrap(), lines);
-    for bad in [r#"{"at_us":5,"client":"c","event":"invented"}"#, r#"{"at_us":5,"event":"left","group":"g","epoch":1}"#, "{"] {
+    let cut_short = format!("{}\n{again}{}", &again[..30], &again[..50]);
+    assert_eq!(read_log(cut_short.as_bytes()).unwrap(), lines);
+    for bad in [r#"{"at_us":5,"client":"c","event":"invented"}"#, r#"{"at_us":5,"event":"left","group":"g","epoch":1}"#, "x"] {
         assert!(matches!(read_log(bad.as_bytes()), Err(LogError::Malformed { line: 1, .. })), "{bad}");
     }
 }

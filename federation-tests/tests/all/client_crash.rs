@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use federation_tests::checker::{Event, Line, read_log};
-use federation_tests::conversation::{Cast, NAMES, demand_complete, seed};
+use federation_tests::conversation::{Cast, NAMES, demand_complete, report, seed};
 use federation_tests::world::World;
 use mimi_node::base::GroupUri;
 use mimi_node::client::Client;
@@ -50,7 +50,7 @@ async fn a_client_killed_twenty_times_sends_and_reads_everything_once() {
 }
 
 async fn run(world: &World, seed: u64) -> Result<(), String> {
-    let tell = |fault: mimi_node::base::Fault| format!("{fault}\n{}", world.log_tails(60));
+    let tell = |fault: mimi_node::base::Fault| format!("{fault}\n{}", report(world));
     let mut nodes = Vec::new();
     for index in 0..world.sites.len() {
         nodes.push(world.spawn(index, Path::new(PROGRAM), None).await.map_err(tell)?);
@@ -58,12 +58,18 @@ async fn run(world: &World, seed: u64) -> Result<(), String> {
     let (scenes, _seen) = unbounded_channel();
     let cast = Cast::assemble(world, &scenes).await.map_err(tell)?;
     let group = cast.make_group("lounge", &scenes).await.map_err(tell)?;
-    // So that all are members, and nobody's Welcome is still on its way.
+    cast.await_membership(&group).await.map_err(tell)?;
     cast.settle().await.map_err(tell)?;
     cast.clients[VICTIM].clone().close().await;
 
-    let mut victim =
-        Victim { world, group: group.to_string(), rng: ChaCha8Rng::seed_from_u64(seed), lines: Vec::new(), kills: Vec::new() };
+    let mut victim = Victim {
+        world,
+        group: group.to_string(),
+        rng: ChaCha8Rng::seed_from_u64(seed),
+        lines: Vec::new(),
+        kills: Vec::new(),
+        refusals: 0,
+    };
     let mut others = Others { cast: &cast, group, said: BTreeMap::new() };
     for number in 0..KILLS {
         let talk = (victim.rng.random_range(0..=2), victim.rng.random_range(0..=3));
@@ -72,9 +78,15 @@ async fn run(world: &World, seed: u64) -> Result<(), String> {
         let (lived, said) = tokio::join!(life, others.talk(number, talk));
         lived?;
         said?;
+        if number % 5 == 2 {
+            // What it was sending is outdated when it is started again, and has to be encrypted anew.
+            others.move_on().await?;
+            victim.chat_until_refused().await?;
+        }
     }
     victim.chat_to_the_end(&others).await?;
     eprintln!("seed {seed}: kills (log lines of that life, texts whose answer was not known): {:?}", victim.kills);
+    eprintln!("seed {seed}: killed {} times when a message had come too late", victim.refusals);
     let busy = victim.kills.iter().filter(|kill| kill.logged > 0).count();
     if busy < KILLS / 2 {
         return Err(format!("only {busy} kills were of a busy client: {:?}", victim.kills));
@@ -95,7 +107,7 @@ async fn run(world: &World, seed: u64) -> Result<(), String> {
             break;
         }
         if Instant::now() > deadline {
-            return Err(format!("not everyone is up to date (epoch, texts): {states:?}\n{}", world.log_tails(60)));
+            return Err(format!("not everyone is up to date (epoch, texts): {states:?}\n{}", report(world)));
         }
     }
     let all: BTreeSet<&str> = others.said.values().flatten().chain(&victim.lines).map(String::as_str).collect();
@@ -202,7 +214,19 @@ impl Others<'_> {
         }
         Ok(())
     }
+
+    /// Commits so often that what was encrypted before comes too late.
+    async fn move_on(&mut self) -> Result<(), String> {
+        for _ in 0..COMMITS {
+            self.cast.clients[2].sync().await.map_err(|error| format!("{}: {error}", NAMES[2]))?;
+            self.cast.clients[2].update(&self.group).await.map_err(|error| format!("an update: {error}"))?;
+        }
+        Ok(())
+    }
 }
+
+/// How far a message's epoch may be behind: one Commit more, and it is refused.
+const COMMITS: usize = 5;
 
 /// How one life ended.
 #[derive(Debug)]
@@ -223,6 +247,8 @@ struct Victim<'a> {
     /// What it is to say, in order; what of it is in its log was taken.
     lines: Vec<String>,
     kills: Vec<Kill>,
+    /// How often it was killed just when a message was refused for coming too late.
+    refusals: usize,
 }
 
 impl Victim<'_> {
@@ -298,6 +324,31 @@ impl Victim<'_> {
         self.die(child, untaken.len() * 2).await
     }
 
+    /// If it has something unanswered, which now comes too late: is started, and killed as soon as that is refused.
+    async fn chat_until_refused(&mut self) -> Result<(), String> {
+        let refusals = |log: &[Line]| log.iter().filter(|line| matches!(line.event, Event::Refused { .. })).count();
+        self.untaken().await?;
+        let (taken, accepted) = self.taken();
+        if taken.len() == accepted.len() {
+            return Ok(());
+        }
+        let before = self.log();
+        let group = self.group.clone();
+        let mut child = self.start(&["chat", &group])?;
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        // It may have been accepted in time, the answer alone being lost.
+        while refusals(&self.log()) == refusals(&before) && self.taken().1.len() < taken.len() {
+            look.tick().await;
+            if Instant::now() > deadline {
+                return Err(format!("an old message is neither refused nor accepted\n{}", report(self.world)));
+            }
+        }
+        child.kill().await.map_err(|error| format!("cannot kill a client: {error}"))?;
+        self.refusals += refusals(&self.log()) - refusals(&before);
+        Ok(())
+    }
+
     /// Makes a Commit, and is killed meanwhile.
     async fn commit_and_die(&mut self) -> Result<(), String> {
         self.untaken().await?;
@@ -320,7 +371,7 @@ impl Victim<'_> {
             while self.log().len() < wanted && child.try_wait().map_err(|error| error.to_string())?.is_none() {
                 look.tick().await;
                 if Instant::now() > deadline {
-                    return Err(format!("a client does nothing\n{}", self.world.log_tails(60)));
+                    return Err(format!("a client does nothing\n{}", report(self.world)));
                 }
             }
         }
@@ -349,7 +400,7 @@ impl Victim<'_> {
             }
             if Instant::now() > deadline {
                 let figures = format!("{} of {} accepted, {read} of {} read", accepted.len(), self.lines.len(), others.count());
-                return Err(format!("the last life does not end: {figures}\n{}", self.world.log_tails(60)));
+                return Err(format!("the last life does not end: {figures}\n{}", report(self.world)));
             }
             look.tick().await;
         }

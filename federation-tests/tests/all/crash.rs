@@ -4,7 +4,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
-use federation_tests::conversation::{Cast, Scene, Script, demand_complete, seed};
+use federation_tests::conversation::{Cast, Scene, Script, demand_complete, report, seed};
 use federation_tests::world::{NodeProcess, World};
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -83,7 +83,7 @@ async fn kill_again_and_again(seed: u64, victim: Victim) {
     let (kills, silence) = match outcome {
         Ok(Ok(done)) => done,
         Ok(Err(why)) => panic!("seed {seed}: {why}"),
-        Err(_) => panic!("seed {seed}: not done after {RUN_TIMEOUT:?}\n{}", world.log_tails(60)),
+        Err(_) => panic!("seed {seed}: not done after {RUN_TIMEOUT:?}\n{}", report(&world)),
     };
     let times: Vec<_> = kills.iter().map(|kill| (kill.accepted, kill.held, kill.recovery_ms)).collect();
     eprintln!("seed {seed}: kills (accepted so far, held at the fault point, ms until traffic flowed again): {times:?}");
@@ -94,7 +94,7 @@ async fn kill_again_and_again(seed: u64, victim: Victim) {
     // Traffic flowed before the first, between any two, and after the last.
     assert!(kills[0].accepted > 0 && kills[KILLS - 1].accepted < SCRIPT.messages, "seed {seed}: {times:?}");
     assert!(kills.windows(2).all(|two| two[0].of_victim < two[1].of_victim), "seed {seed}: {times:?}");
-    assert!(silence < SILENCE_MAX, "seed {seed}: {silence:?}: {times:?}\n{}", world.log_tails(60));
+    assert!(silence < SILENCE_MAX, "seed {seed}: {silence:?}: {times:?}\n{}", report(&world));
 }
 
 async fn run(world: &World, seed: u64, victim: &Victim) -> Result<(Vec<Kill>, Duration), String> {
@@ -111,7 +111,7 @@ async fn run(world: &World, seed: u64, victim: &Victim) -> Result<(Vec<Kill>, Du
         let played = cast.play_in_step(&group, SCRIPT, victim.window, &scenes).await;
         // Ends the killer as well.
         drop(scenes);
-        played.map_err(|fault| format!("{fault}\n{}", world.log_tails(60)))
+        played.map_err(|fault| format!("{fault}\n{}", report(world)))
     };
     let mut killer = Killer {
         world,
@@ -127,7 +127,7 @@ async fn run(world: &World, seed: u64, victim: &Victim) -> Result<(Vec<Kill>, Du
     let (talked, kills) = tokio::join!(talk, killer.run(&mut nodes[victim.index]));
     talked?;
     let kills = kills?;
-    cast.settle().await.map_err(|fault| format!("{fault}\n{}", world.log_tails(60)))?;
+    cast.settle().await.map_err(|fault| format!("{fault}\n{}", report(world)))?;
     cast.close().await;
     let verdict = demand_complete(world, SCRIPT.messages).await?;
     eprintln!("{verdict}");

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use federation_tests::conversation::{Cast, NAMES, Scene, Script, demand_complete, seed};
-use federation_tests::fault_proxy::FaultPlan;
+use federation_tests::conversation::{Cast, NAMES, Scene, Script, demand_complete, report, seed};
+use federation_tests::fault_proxy::{Counters, FaultPlan};
 use federation_tests::links::Links;
 use federation_tests::world::World;
 use mimi_node::base::ids::RequestId;
@@ -71,7 +71,7 @@ async fn everything_arrives_over_bad_links_and_after_a_cut() {
     let cut = match tokio::time::timeout(RUN_TIMEOUT, run(&world, &links, victim, cut_after)).await {
         Ok(Ok(cut)) => cut,
         Ok(Err(why)) => panic!("seed {seed}: {why}"),
-        Err(_) => panic!("seed {seed}: not done after {RUN_TIMEOUT:?}\n{}", world.log_tails(60)),
+        Err(_) => panic!("seed {seed}: not done after {RUN_TIMEOUT:?}\n{}", report(&world)),
     };
     eprintln!("seed {seed}: {} was cut off: {cut:?}", world.site(victim).domain);
 
@@ -80,19 +80,23 @@ async fn everything_arrives_over_bad_links_and_after_a_cut() {
     // One answer may have been on its way to the client already.
     assert!(cut.by_victim <= 1 && cut.through.is_empty(), "seed {seed}: something passed the cut: {cut:?}");
     assert_eq!(cut.refused, Some(ErrorCode::UnreachableDomain), "seed {seed}: {cut:?}");
-    assert!(cut.recovery < RECOVERY_MAX, "seed {seed}: {cut:?}\n{}", world.log_tails(60));
+    assert!(cut.recovery < RECOVERY_MAX, "seed {seed}: {cut:?}\n{}", report(&world));
+    let mut all = Counters::default();
     for (link, counters) in links.counters() {
         eprintln!("seed {seed}: link {link:?}: {counters:?}");
         // Only links with the hub carry much; b and c fetch each other's keys and KeyPackages at most.
         if link.0 == 0 || link.1 == 0 {
-            let all = [counters.forwarded, counters.dropped, counters.duplicated, counters.delayed];
-            assert!(all.iter().all(|count| *count >= 10), "seed {seed}: {link:?}: {counters:?}");
+            assert!(counters.forwarded >= 100 && counters.dropped >= 10, "seed {seed}: {link:?}: {counters:?}");
         }
+        all.duplicated += counters.duplicated;
+        all.delayed += counters.delayed;
     }
+    // Nothing but reordering delays.
+    assert!(all.duplicated >= 30 && all.delayed >= 60, "seed {seed}: {all:?}");
 }
 
 async fn run(world: &World, links: &Links, victim: usize, cut_after: usize) -> Result<Cut, String> {
-    let tell = |fault: mimi_node::base::Fault| format!("{fault}\n{}", world.log_tails(60));
+    let tell = |fault: mimi_node::base::Fault| format!("{fault}\n{}", report(world));
     let mut nodes = Vec::new();
     for index in 0..world.sites.len() {
         nodes.push(world.spawn(index, Path::new(PROGRAM), None).await.map_err(tell)?);
