@@ -8,6 +8,7 @@
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
+//! | [`links`] | such a link between each two nodes, to cut one domain off |
 //! | [`leftovers`] | logs what is still queued when a run ends |
 //! | [`people`] | users whose every octet a test chooses, and their forged groups |
 //! | [`raw`] | bare connections to a node's ports, with any certificate |
@@ -20,6 +21,7 @@ pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
 pub mod leftovers;
+pub mod links;
 pub mod people;
 pub mod raw;
 pub mod stage;

@@ -22,12 +22,10 @@ use mimi_node::wire::qs::{
     CreateQueue, FetchEntries, Invite, QsMessage, QsRequest, QsSender, QueueBinding, QueueEntry, QueueInformation,
     SealedQueueInformation,
 };
-use mimi_node::wire::{
-    ClientRequest, Content, Invitation, List, Opaque, Rejection, Reply, Response, Service, decode, encode,
-};
+use mimi_node::wire::{ClientRequest, Content, Invitation, List, Opaque, Rejection, Reply, Response, Service, decode, encode};
 use rand::Rng as _;
-use rcgen::KeyPair;
 use rand_chacha::ChaCha20Rng;
+use rcgen::KeyPair;
 
 use crate::raw::{Ended, Raw};
 use crate::synth::{Capabilities, Change, Extension, Forged, Identity, KeyPackage, SynthError, SynthGroup};
@@ -256,8 +254,7 @@ async fn home(world: &World, index: usize, invitation: &Invitation, device: &Dev
 /// The request that turns an invitation into a user.
 pub fn enrol_request(invitation: &Invitation, user_key: &SigningKey) -> Result<ClientRequest, Fault> {
     let anyone = UserUri::new(&invitation.domain, "invited").context("a plain word is a name")?;
-    let enrol =
-        Enrol { token: invitation.token.as_slice().into(), certificate_request: user_csr(user_key, &anyone)?.into() };
+    let enrol = Enrol { token: invitation.token.as_slice().into(), certificate_request: user_csr(user_key, &anyone)?.into() };
     let service = Service::Accounts(AccountsMessage { certificates: List::default(), request: AccountsRequest::Enrol(enrol) });
     Ok(Content::new(&invitation.domain, RequestId::random(), UnixMillis::now(), service).sign(user_key))
 }

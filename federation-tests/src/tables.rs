@@ -71,8 +71,7 @@ impl Tables {
         let mut transaction = sqlx::Connection::begin(&mut self.connection).await.context("cannot read a database")?;
         for table in TABLES.into_iter().chain(["invitations"]) {
             let statement = format!("SELECT * FROM {table}");
-            let rows =
-                sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut *transaction).await.context("cannot read a table")?;
+            let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut *transaction).await.context("cannot read a table")?;
             let mut lines = rows.iter().map(digest_of_row).collect::<Result<Vec<_>, Fault>>()?;
             lines.sort_unstable();
             let digest = Sha256::digest(lines.concat());

@@ -2,16 +2,18 @@
 
 mod picture;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mimi_node::base::{Context as _, Fault};
+use mimi_node::base::{Context as _, Fault, GroupUri};
+use mimi_node::client::Client;
 use mimi_node::node::Node;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use crate::checker::Figures;
-use crate::conversation::{Cast, NAMES, Scene, Script, judge};
+use crate::checker::{Figures, Finding, Line, Verdict, check};
+use crate::conversation::{Cast, NAMES, Scene, Script, read_logs};
 use crate::leftovers::log_queued;
 use crate::world::World;
 use picture::Picture;
@@ -31,7 +33,8 @@ pub struct TestbedArguments {
     /// The length of each message, in octets.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub size: u32,
-    /// Where everything is kept; a directory that holds a testbed is started again. Default: a temporary one.
+    /// Where everything is kept; a directory that holds a testbed is started again, with the domains it has. Default: a
+    /// temporary one.
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// No picture; the last line is one JSON object.
@@ -86,7 +89,7 @@ async fn act(arguments: &TestbedArguments) -> Result<bool, Fault> {
     for index in 0..world.sites.len() {
         nodes.push(world.start(index).await?);
     }
-    let report = tokio::select! {
+    let (report, group) = tokio::select! {
         report = converse(arguments, &world) => report?,
         done = tokio::signal::ctrl_c() => {
             done.context("cannot listen for Ctrl-C")?;
@@ -95,7 +98,7 @@ async fn act(arguments: &TestbedArguments) -> Result<bool, Fault> {
         }
     };
     if !arguments.once {
-        invite_newcomer(&world).await?;
+        invite_newcomer(&world, &group).await?;
         tokio::signal::ctrl_c().await.context("cannot listen for Ctrl-C")?;
     }
     stop(nodes).await;
@@ -105,12 +108,19 @@ async fn act(arguments: &TestbedArguments) -> Result<bool, Fault> {
     Ok(report.ok)
 }
 
-async fn converse(arguments: &TestbedArguments, world: &World) -> Result<Report, Fault> {
+/// What to say to the newcomer: the group's local name at alice, and its URI.
+struct Lounge {
+    name: String,
+    uri: GroupUri,
+}
+
+async fn converse(arguments: &TestbedArguments, world: &World) -> Result<(Report, Lounge), Fault> {
     let (scenes, seen) = mpsc::unbounded_channel();
     let picture = Picture::new(world, !arguments.json);
     let shown = tokio::spawn(picture.show(seen));
     let cast = Cast::assemble(world, &scenes).await?;
-    let group = cast.make_group("lounge", &scenes).await?;
+    let name = free_name(&cast.clients[0], "lounge").await?;
+    let group = cast.make_group(&name, &scenes).await?;
     let script = Script { messages: arguments.messages, size: arguments.size as usize, update_every: 25 };
     cast.play(&group, script, &scenes).await?;
     for (client, name) in cast.clients.iter().zip(NAMES) {
@@ -120,7 +130,7 @@ async fn converse(arguments: &TestbedArguments, world: &World) -> Result<Report,
     drop(scenes);
     let proxied = shown.await.context("the picture was interrupted")?;
     let logs = NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name));
-    let verdict = judge(logs)?;
+    let verdict = judge(&read_logs(logs)?, &group);
     let figures = verdict.figures.clone();
     let complete = figures.delivered == figures.expected && figures.still_queued == 0;
     let report = Report {
@@ -132,7 +142,34 @@ async fn converse(arguments: &TestbedArguments, world: &World) -> Result<Report,
     if !arguments.json {
         println!("\n{verdict}");
     }
-    Ok(report)
+    Ok((report, Lounge { name, uri: group }))
+}
+
+/// `name`, or `name-2` and so on when the client already calls a group so: names of groups are the client's own.
+async fn free_name(client: &Client, name: &str) -> Result<String, Fault> {
+    let groups = client.groups().await.context("the groups cannot be listed")?;
+    let taken: BTreeSet<String> = groups.into_iter().filter_map(|group| group.name).collect();
+    Ok(first_free(name, |name| taken.contains(name)))
+}
+
+fn first_free(name: &str, taken: impl Fn(&str) -> bool) -> String {
+    if !taken(name) {
+        return name.to_owned();
+    }
+    (2_u64..).map(|number| format!("{name}-{number}")).find(|name| !taken(name)).unwrap_or_default()
+}
+
+/// Judges what the logs say of this run's group. Logs of a directory that is started again hold earlier groups, too, whose
+/// members may have gone on without a log: of these nothing can be said, and neither can where their entries left the queues.
+fn judge(lines: &[Line], group: &GroupUri) -> Verdict {
+    let group = group.to_string();
+    let of_group: Vec<Line> = lines.iter().filter(|line| line.event.group().is_none_or(|of| of == group)).cloned().collect();
+    let mut verdict = check(&of_group);
+    if of_group.len() < lines.len() {
+        verdict.findings.retain(|finding| !matches!(finding, Finding::Gap { .. }));
+        verdict.ok = verdict.findings.is_empty();
+    }
+    verdict
 }
 
 async fn stop(nodes: Vec<Node>) {
@@ -145,23 +182,45 @@ async fn stop(nodes: Vec<Node>) {
 }
 
 /// Prints what a newcomer types in another terminal.
-async fn invite_newcomer(world: &World) -> Result<(), Fault> {
+async fn invite_newcomer(world: &World, lounge: &Lounge) -> Result<(), Fault> {
     let guest = world.sites.len() - 1;
     let domain = &world.site(guest).domain;
-    let invitation = world.invite(guest, "newcomer").await?;
-    let newcomer = world.client_dir("newcomer");
-    let alice = world.client_dir(NAMES[0]);
+    let user = first_free("newcomer", |name| world.client_dir(name).exists());
+    let invitation = world.invite(guest, &user).await?;
+    let newcomer = quoted(&world.client_dir(&user));
+    let alice = quoted(&world.client_dir(NAMES[0]));
+    let (resolver, name) = (world.dns.local_addr(), &lounge.name);
+    // The newcomer does not know alice's name for the group; the beginning of its id is enough.
+    let uri = lounge.uri.to_string();
+    let id: String = uri.rsplit('/').next().unwrap_or(&uri).chars().take(8).collect();
     println!(
         "The testbed is up. In another terminal, in this directory, join it as a new user of {domain}:\n\n  \
-         cargo client --dir {0} --resolver {1} enrol {invitation} --device laptop\n  \
-         cargo client --dir {2} add lounge newcomer@{domain}\n  \
-         cargo client --dir {0} chat lounge\n\n\
+         cargo client --dir {newcomer} --resolver {resolver} enrol {invitation} --device laptop\n  \
+         cargo client --dir {alice} add {name} {user}@{domain}\n  \
+         cargo client --dir {newcomer} chat {id}\n\n\
          and in a third one, answer as alice:\n\n  \
-         cargo client --dir {2} chat lounge\n\n\
+         cargo client --dir {alice} chat {name}\n\n\
          Ctrl-C ends the testbed.",
-        newcomer.display(),
-        world.dns.local_addr(),
-        alice.display(),
     );
     Ok(())
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let plain = path.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
+    if plain { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_taken_get_a_number_and_paths_survive_a_shell() {
+        assert_eq!(first_free("a", |_| false), "a");
+        assert_eq!(first_free("a", |name| ["a", "a-2"].contains(&name)), "a-3");
+        assert_eq!(quoted(Path::new("/tmp/x-1")), "/tmp/x-1");
+        assert_eq!(quoted(Path::new("/tmp/it's")), "'/tmp/it'\\''s'");
+    }
 }

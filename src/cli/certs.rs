@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use serde::Serialize;
 
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
 use crate::identity::pem::certificates_from_pem;
-use crate::identity::summary::summarise;
+use crate::identity::summary::{CertificateSummary, summarise};
 use crate::identity::{TlsCa, TlsCertificateOptions};
 use crate::node::config::{read_secret, write_public, write_secret};
 
@@ -69,14 +70,34 @@ fn inspect(file: &Path, json: bool) -> Result<(), Fault> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let certificates = certificates_from_pem(&text)?;
     let summaries = certificates.iter().map(|der| summarise(der)).collect::<Result<Vec<_>, _>>()?;
+    let now = UnixMillis::now();
     if json {
-        println!("{}", serde_json::to_string(&summaries).context("cannot write JSON")?);
+        let shown: Vec<Shown<'_>> =
+            summaries.iter().map(|summary| Shown { summary, days_left: days_left(summary.not_after, now) }).collect();
+        println!("{}", serde_json::to_string(&shown).context("cannot write JSON")?);
     } else {
         for summary in summaries {
-            println!("{summary}");
+            let days = days_left(summary.not_after, now);
+            let left = if days < 0 { "expired".to_owned() } else { format!("expires in {days} days") };
+            println!("{summary}{left}\n");
         }
     }
     Ok(())
+}
+
+/// A certificate as `--json` shows it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    summary: &'a CertificateSummary,
+    /// Whole days until it expires; negative once it has.
+    days_left: i64,
+}
+
+fn days_left(not_after: UnixMillis, now: UnixMillis) -> i64 {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let ms = |time: UnixMillis| i64::try_from(time.0).unwrap_or(i64::MAX);
+    (ms(not_after).saturating_sub(ms(now))).div_euclid(DAY_MS)
 }
 
 /// Writes a CA into a directory.

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 use crate::base::{GroupUri, UserUri};
 use crate::client::{Client, ClientError, ClientSettings, Event, GroupStatus, GroupSummary, HistoryLine};
-use crate::wire::Invitation;
+use crate::wire::error::UnreachableReason;
+use crate::wire::{ErrorCode, Invitation, Rejection};
 
 /// Sends and reads messages of one client of a MIMI domain.
 #[derive(Debug, Parser)]
@@ -152,8 +153,42 @@ struct Failure(String);
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Self(error.to_string())
+        Self(match &error {
+            ClientError::Refused(rejection) => match meaning(rejection) {
+                Some(meaning) => format!("refused: {meaning} ({})", rejection.code.name()),
+                None => error.to_string(),
+            },
+            _ => error.to_string(),
+        })
     }
+}
+
+/// What people are told of a refusal that they can do something about; of the others the name has to do.
+fn meaning(rejection: &Rejection) -> Option<&'static str> {
+    if let Some(detail) = rejection.as_unreachable() {
+        return Some(match detail.why {
+            UnreachableReason::NoSuchDomain => "there is no such domain",
+            UnreachableReason::DoesNotFederate => "that domain does not federate",
+            UnreachableReason::DnsFailure => "that domain could not be looked up in DNS",
+            UnreachableReason::Refused => "no node of that domain can be connected to",
+            UnreachableReason::TimedOut => "the node of that domain did not answer in time",
+            UnreachableReason::Certificate => "one of the two nodes does not accept the other's certificate",
+            UnreachableReason::Denied => "that domain and ours are not to talk to each other",
+            UnreachableReason::BackingOff => "the node of that domain could not be reached a moment ago",
+        });
+    }
+    Some(match rejection.code {
+        ErrorCode::InvalidToken => "the invitation is used, has expired, or is not of this domain",
+        ErrorCode::UnknownUser => "there is no such user, or none of its clients can be added now",
+        ErrorCode::UnknownGroup => "the hub has no such group",
+        ErrorCode::NotAuthorized => "that is not this client's to do",
+        ErrorCode::ReplayedOrStale => "the clocks of client and node are too far apart",
+        ErrorCode::TooLarge => "that is over a limit",
+        ErrorCode::Internal => "the node failed; its operator's log says why",
+        ErrorCode::Unsupported => "the node does not offer that yet",
+        ErrorCode::ShuttingDown => "the node is stopping",
+        _ => return None,
+    })
 }
 
 type Done<T = ()> = Result<T, Failure>;
@@ -215,22 +250,22 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             say(json, &json!({ "group": group.to_string(), "name": name }), || group.to_string())
         }
         Command::Add { group, users } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             let epoch = client.add_users(&group, &parse_users(&users)?).await?;
             say_epoch(json, &group, epoch)
         }
         Command::Remove { group, users } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             let epoch = client.remove_users(&group, &parse_users(&users)?).await?;
             say_epoch(json, &group, epoch)
         }
         Command::Update { group } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             let epoch = client.update(&group).await?;
             say_epoch(json, &group, epoch)
         }
         Command::Send { group, text } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             let sent = client.send(&group, &text).await?;
             let object = json!({
                 "group": group.to_string(), "request": sent.request.to_string(), "epoch": sent.epoch,
@@ -246,7 +281,7 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
         }
         Command::Listen { seconds, count } => listen(client, json, seconds, count).await,
         Command::Chat { group } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             chat(client, json, &group).await
         }
         Command::Groups => {
@@ -256,7 +291,7 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             Ok(())
         }
         Command::Members { group } => {
-            let group = find_group(client, &group).await?;
+            let group = find_group(client, json, &group).await?;
             let (epoch, members) = client.members(&group).await?;
             let members: Vec<String> = members.iter().map(ToString::to_string).collect();
             let object = json!({ "group": group.to_string(), "epoch": epoch, "members": members });
@@ -264,7 +299,7 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
         }
         Command::History { group } => {
             let group = match group {
-                Some(group) => Some(find_group(client, &group).await?),
+                Some(group) => Some(find_group(client, json, &group).await?),
                 None => None,
             };
             for line in client.history(group.as_ref()).await? {
@@ -300,6 +335,10 @@ async fn listen(client: &Client, json: bool, seconds: Option<u64>, count: Option
 }
 
 async fn chat(client: &Client, json: bool, group: &GroupUri) -> Done {
+    if !json {
+        let greeting = format!("in {group} as {}: each line is a message, Ctrl-D ends", client.uri());
+        say(json, &Value::Null, || greeting)?;
+    }
     let mut lines = stdin_lines();
     let mut listener = client.listen();
     loop {
@@ -336,12 +375,38 @@ fn stdin_lines() -> mpsc::Receiver<String> {
     receiver
 }
 
-/// The group that `text` means: a URI, a local name, or the beginning of exactly one id.
-async fn find_group(client: &Client, text: &str) -> Done<GroupUri> {
-    pick_group(&client.groups().await?, text)
+/// The group that `text` means: a URI, a local name, or the beginning of exactly one id. One that is not known yet may be one
+/// that this client was just added to: what has arrived is taken in first.
+async fn find_group(client: &Client, json: bool, text: &str) -> Done<GroupUri> {
+    let groups = client.groups().await?;
+    match pick_group(&groups, text) {
+        Ok(found) if groups.iter().any(|group| group.group == found) => return Ok(found),
+        Err(NotPicked::Ambiguous) => return Err(NotPicked::Ambiguous.said_of(text)),
+        Ok(_) | Err(NotPicked::Unknown) => {}
+    }
+    for event in client.sync().await? {
+        say_event(json, &event)?;
+    }
+    pick_group(&client.groups().await?, text).map_err(|why| why.said_of(text))
 }
 
-fn pick_group(groups: &[GroupSummary], text: &str) -> Done<GroupUri> {
+/// Why a text does not mean a group.
+#[derive(Debug, PartialEq, Eq)]
+enum NotPicked {
+    Unknown,
+    Ambiguous,
+}
+
+impl NotPicked {
+    fn said_of(&self, text: &str) -> Failure {
+        Failure(match self {
+            Self::Unknown => format!("no group is called {text:?}, and no group's id begins so: `groups` lists those there are"),
+            Self::Ambiguous => format!("{text:?} means several groups: give more of the id, or the whole URI"),
+        })
+    }
+}
+
+fn pick_group(groups: &[GroupSummary], text: &str) -> Result<GroupUri, NotPicked> {
     if let Ok(group) = text.parse::<GroupUri>() {
         return Ok(group);
     }
@@ -353,8 +418,8 @@ fn pick_group(groups: &[GroupSummary], text: &str) -> Done<GroupUri> {
     };
     match found[..] {
         [group] => Ok(group.group.clone()),
-        [] => Err(Failure(format!("no group is called {text:?}, and no group's id begins so"))),
-        _ => Err(Failure(format!("{text:?} means several groups: give more of the id, or the whole URI"))),
+        [] => Err(NotPicked::Unknown),
+        _ => Err(NotPicked::Ambiguous),
     }
 }
 
@@ -495,16 +560,26 @@ mod tests {
     #[test]
     fn groups_and_users_have_short_names() {
         let groups = [group("00ff", Some("us")), group("00aa", None), group("bb", None)];
-        let pick = |text: &str| pick_group(&groups, text).map(|group| id(&group)).map_err(|Failure(why)| why);
+        let pick = |text: &str| pick_group(&groups, text).map(|group| id(&group));
         assert_eq!(pick("us"), Ok("00ff".into()));
         assert_eq!(pick("00a"), Ok("00aa".into()));
         assert_eq!(pick("mimi://b.test/g/cc"), Ok("cc".into()));
-        assert!(pick("00").expect_err("ambiguous").contains("several"));
-        assert!(pick("").is_err() && pick("zz").is_err());
+        assert_eq!(pick("00"), Err(NotPicked::Ambiguous));
+        assert_eq!((pick(""), pick("zz")), (Err(NotPicked::Unknown), Err(NotPicked::Unknown)));
+        assert!(NotPicked::Unknown.said_of("zz").0.contains("\"zz\""));
         let user = |text: &str| parse_user(text).map(|user| user.to_string()).map_err(|Failure(why)| why);
         assert_eq!(user("alice@a.test"), Ok("mimi://a.test/u/alice".into()));
         assert_eq!(user("mimi://a.test/u/alice"), Ok("mimi://a.test/u/alice".into()));
         assert!(user("alice").is_err() && user("Alice@a.test").is_err() && user("@a.test").is_err());
+    }
+
+    #[test]
+    fn a_refusal_says_what_it_means_and_keeps_its_name() {
+        let said = |rejection: Rejection| Failure::from(ClientError::Refused(rejection)).0;
+        assert!(said(ErrorCode::InvalidToken.into()).ends_with("(invalid_token)"));
+        let detail = Rejection::unreachable(UnreachableReason::DoesNotFederate, crate::wire::error::Sent::NotSent);
+        assert_eq!(said(detail), "refused: that domain does not federate (unreachable_domain)");
+        assert_eq!(said(ErrorCode::InvalidCommit.into()), "refused: invalid_commit");
     }
 
     #[test]

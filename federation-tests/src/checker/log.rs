@@ -70,6 +70,26 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The group that it is about; an acknowledgement is about a queue.
+    pub fn group(&self) -> Option<&str> {
+        match self {
+            Self::Sending { group, .. }
+            | Self::Accepted { group, .. }
+            | Self::Refused { group, .. }
+            | Self::Committing { group, .. }
+            | Self::CommitAccepted { group, .. }
+            | Self::CommitRefused { group, .. }
+            | Self::Joined { group, .. }
+            | Self::Left { group, .. }
+            | Self::Epoch { group, .. }
+            | Self::Received { group, .. }
+            | Self::Queued { group, .. } => Some(group),
+            Self::Acked { .. } => None,
+        }
+    }
+}
+
 /// What a queue entry carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -120,7 +120,8 @@ impl Picture {
         }
         lines.push(String::new());
         lines.extend(self.last.iter().cloned());
-        let mut text = String::new();
+        // Long lines are cut off, not wrapped, as long as it is drawn: it has to know its own height.
+        let mut text = "\x1b[?7l".to_owned();
         if self.drawn_lines > 0 {
             // Back to the panel's first line.
             text.push_str(&format!("\x1b[{}A", self.drawn_lines));
@@ -128,6 +129,7 @@ impl Picture {
         for line in &lines {
             text.push_str(&format!("\x1b[2K{line}\n"));
         }
+        text.push_str("\x1b[?7h");
         self.drawn_lines = lines.len();
         let mut out = std::io::stdout().lock();
         // A picture that cannot be drawn disturbs nothing.
