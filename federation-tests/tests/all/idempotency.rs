@@ -277,6 +277,13 @@ async fn a_repeat_is_answered_though_its_key_is_gone() -> Result<(), Fault> {
         assert_eq!(answer, one.answer, "{} after the removal: {:?}", one.what, decode::<Response>(&answer));
     }
     scene.stage.expect_unchanged(&before, "after the removal").await?;
-    assert!(matches!(ask(&scene.alice.home, &room.request(0, &scene.alice.device.key, room.message_body(room.group.clone().private_message(1)))).await?, Ok(Reply::MessageAccepted(_))));
+    assert!(matches!(
+        ask(
+            &scene.alice.home,
+            &room.request(0, &scene.alice.device.key, room.message_body(room.group.clone().private_message(1)))
+        )
+        .await?,
+        Ok(Reply::MessageAccepted(_))
+    ));
     Ok(())
 }

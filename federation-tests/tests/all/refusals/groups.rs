@@ -203,6 +203,10 @@ async fn a_name_is_given_once() -> Result<(), Fault> {
     }
     assert_eq!(done, 1);
     let contents = stage.contents().await?;
-    assert_eq!((contents[0].rows("groups"), contents[0].rows("group_members"), contents[0].rows("answers")), (1, 1, 2));
+    assert_eq!(
+        (contents[0].rows("groups"), contents[0].rows("group_members"), contents[0].rows("answers")),
+        (1, 1, 3),
+        "enrol, queue, group"
+    );
     Ok(())
 }

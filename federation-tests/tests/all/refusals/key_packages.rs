@@ -130,7 +130,8 @@ async fn a_key_package_is_claimed_once_by_somebody_known() -> Result<(), Fault> 
     stage.refuses("garbage certificates", &bob, &garbled, ErrorCode::InvalidCredential).await?;
     let mut swapped = ask(&alices, 1);
     if let mimi_node::wire::Service::Keys(message) = &mut swapped.content.service {
-        message.certificates = vec![Opaque::from(bob.device.chain[0].as_slice()), Opaque::from(alice.user_certificate.as_slice())].into();
+        message.certificates =
+            vec![Opaque::from(bob.device.chain[0].as_slice()), Opaque::from(alice.user_certificate.as_slice())].into();
     }
     let swapped = swapped.content.sign(&bob.device.key);
     stage.refuses("bob's client under alice's certificate", &bob, &swapped, ErrorCode::InvalidCredential).await?;

@@ -91,7 +91,9 @@ async fn a_message_is_by_a_member_of_its_epoch() -> Result<(), Fault> {
     let earlier = by(&room, doras_leaf, &dora, of(&room, joined - 1));
     stage.refuses("of an epoch before she joined", &dora, &earlier, ErrorCode::NotAuthorized).await?;
 
-    for (what, leaf, person) in [("a stranger", 9, &eve), ("another member's leaf", BOB, &carol), ("a member's leaf", CAROL, &eve)] {
+    for (what, leaf, person) in
+        [("a stranger", 9, &eve), ("another member's leaf", BOB, &carol), ("a member's leaf", CAROL, &eve)]
+    {
         let code = if leaf == 9 { ErrorCode::NotAuthorized } else { ErrorCode::BadSignature };
         stage.refuses(what, person, &by(&room, leaf, person, of(&room, joined)), code).await?;
     }
@@ -101,7 +103,8 @@ async fn a_message_is_by_a_member_of_its_epoch() -> Result<(), Fault> {
         last = room.update((&carol, CAROL)).await?.commit;
     }
     let now = room.group.epoch();
-    let rejection = stage.refuses("too old", &alice, &by(&room, ALICE, &alice, of(&room, now - 5)), ErrorCode::WrongEpoch).await?;
+    let rejection =
+        stage.refuses("too old", &alice, &by(&room, ALICE, &alice, of(&room, now - 5)), ErrorCode::WrongEpoch).await?;
     let detail = rejection.as_wrong_epoch().expect("a detail");
     assert!(detail.current_epoch == now && detail.accepted_commit_hash.is_some_and(|hash| hash != sha256(&last)));
     for (what, epoch) in [("of the next epoch", now + 1), ("of the last epoch there can be", u64::MAX)] {
@@ -138,7 +141,9 @@ async fn queue_information_and_past_states_are_ones_own() -> Result<(), Fault> {
         DsRequest::UpdateQueueInfo(UpdateQueueInfo { group_id: room.uri.to_bytes().into(), client_queue_config: config })
     };
     let good = bob.queue_for(&a)?;
-    stage.refuses("bob's by carol", &carol, &room.request(BOB, &carol.device.key, queue(good.clone())), ErrorCode::BadSignature).await?;
+    stage
+        .refuses("bob's by carol", &carol, &room.request(BOB, &carol.device.key, queue(good.clone())), ErrorCode::BadSignature)
+        .await?;
     for (what, config) in [
         ("at the hub", ClientQueueConfig { qs_domain: a.as_bytes().into(), ..good.clone() }),
         ("nowhere", ClientQueueConfig { qs_domain: b"".as_slice().into(), ..good.clone() }),
