@@ -221,6 +221,9 @@ pub const LIST_ELEMENTS_MAX: usize = 16_384;
 /// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
 pub const RECENT_COMMITS_MAX: usize = 64;
 
+/// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
+pub const FORMER_KEYS_MAX: usize = 64;
+
 /// The most AS roots a domain may publish.
 pub const AS_ROOTS_MAX: usize = 8;
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::credentials::{identify, identify_all, queue_of};
-use super::state::{Head, Joiner, Member, RecentCommit};
+use super::state::{FormerKey, Head, Joiner, Member, RecentCommit};
 use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, Refusal, StateChange};
 use crate::base::UserUri;
 use crate::base::crypto::sha256;
-use crate::base::limits::{COMMIT_PROPOSALS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX, RECENT_COMMITS_MAX};
+use crate::base::limits::{COMMIT_PROPOSALS_MAX, FORMER_KEYS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX, RECENT_COMMITS_MAX};
 use crate::mls::message::{framed_commit, welcome_recipients};
 use crate::mls::{StagedUpdate, Tree};
 use crate::wire::ds::GroupUpdate;
@@ -139,7 +139,6 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         }
         let member = Member {
             signature_key: key_package.claim.signature_key.clone(),
-            previous_key: None,
             client: identity.client,
             queue,
             joined_epoch: staged.epoch,
@@ -153,11 +152,7 @@ fn changed_members(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) -> 
         if identity.client != member.client {
             return Err(ErrorCode::InvalidCredential.into());
         }
-        let mut renewed = member.clone();
-        if renewed.signature_key != claim.signature_key {
-            renewed.previous_key = Some(std::mem::replace(&mut renewed.signature_key, claim.signature_key.clone()));
-        }
-        set.push((*leaf_index, renewed));
+        set.push((*leaf_index, Member { signature_key: claim.signature_key.clone(), ..member.clone() }));
     }
     Ok(set)
 }
@@ -200,6 +195,17 @@ fn outcome(
     head.recent_commits.push_back(RecentCommit { from_epoch: state.head.epoch, hash: commit_hash });
     while head.recent_commits.len() > RECENT_COMMITS_MAX {
         head.recent_commits.pop_front();
+    }
+    // What they signed before may be on its way again: a lost answer is asked for once more.
+    let renewed = changes.updated.iter().filter(|(leaf_index, claim)| {
+        state.members.get(leaf_index).is_some_and(|member| member.signature_key != claim.signature_key)
+    });
+    for leaf_index in changes.removed.iter().chain(renewed.map(|(leaf_index, _)| leaf_index)) {
+        let Some(Member { signature_key, client, .. }) = state.members.get(leaf_index) else { continue };
+        head.former_keys.push_back(FormerKey { leaf_index: *leaf_index, key: signature_key.clone(), client: client.clone() });
+    }
+    while head.former_keys.len() > FORMER_KEYS_MAX {
+        head.former_keys.pop_front();
     }
     head.joiners.retain(|joiner| {
         let gone = changes.removed.contains(&joiner.leaf_index) || joiner.leaf_index == sender.leaf_index;

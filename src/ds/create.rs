@@ -1,7 +1,5 @@
 //! create_group (S5, S6).
 
-use std::collections::VecDeque;
-
 use super::credentials::{identify, queue_of};
 use super::state::Head;
 use super::{Hub, Member, Outcome, Refusal, StateChange};
@@ -73,9 +71,8 @@ pub fn decide(
         return Err(ErrorCode::InvalidGroupInfo.into());
     }
     let queue = queue_of(&identity.client, &body.client_queue_config)?;
-    let creator =
-        Member { signature_key: sender_key.clone(), previous_key: None, client: identity.client, queue, joined_epoch: 0 };
-    let head = Head { epoch: 0, joiners: Vec::new(), recent_commits: VecDeque::new() };
+    let creator = Member { signature_key: sender_key.clone(), client: identity.client, queue, joined_epoch: 0 };
+    let head = Head::default();
     let change = StateChange { set: vec![(0, creator)], removed: Vec::new(), head, group_info: Some(body.group_info.to_vec()) };
     Ok(Created {
         uri,

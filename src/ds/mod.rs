@@ -25,7 +25,7 @@ use crate::identity::chain::AsRoots;
 use crate::wire::qs::Delivery;
 use crate::wire::{ErrorCode, Rejection, Reply};
 
-pub use sender::Authenticated;
+pub use sender::{Authenticated, Sender};
 pub use state::{GroupState, Member, QueueAddress};
 
 /// What every decision of one domain's DS may look at, besides the group.

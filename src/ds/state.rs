@@ -32,6 +32,20 @@ pub struct Head {
     pub joiners: Vec<Joiner>,
     /// The last accepted Commits, oldest first.
     pub recent_commits: VecDeque<RecentCommit>,
+    /// The last keys that Commits removed or replaced, oldest first.
+    pub former_keys: VecDeque<FormerKey>,
+}
+
+/// A key that a leaf had before a Commit removed the leaf or replaced the key. Who signed with it may not have learned yet what
+/// came of that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerKey {
+    /// The leaf.
+    pub leaf_index: u32,
+    /// Ed25519, 32 octets.
+    pub key: Vec<u8>,
+    /// Whose leaf it was.
+    pub client: ClientUri,
 }
 
 /// An accepted Commit.
@@ -61,8 +75,6 @@ pub struct Joiner {
 pub struct Member {
     /// The leaf's signature key (Ed25519, 32 octets).
     pub signature_key: Vec<u8>,
-    /// The key before that, when a Commit replaced it: a retry of that very Commit is signed with it.
-    pub previous_key: Option<Vec<u8>>,
     /// Whose leaf it is; never changes while the leaf stays (R8).
     pub client: ClientUri,
     /// Where its messages go.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Authenticated, GroupState, Hub, Outcome, Refusal, commit, create, message, queue_info, sender};
+use super::{Authenticated, GroupState, Hub, Outcome, Refusal, Sender, commit, create, message, queue_info, sender};
 use crate::base::crypto::SigningKey;
 use crate::base::{Domain, UnixMillis};
 use crate::identity::{AsRoot, AsRoots};
@@ -106,7 +106,10 @@ impl TestHub {
 
     /// Verifies a request as the node does.
     pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Authenticated, Refusal> {
-        Ok(sender::authenticate(self.state(), request, ds_message(request), through)?)
+        match sender::authenticate(self.state(), request, ds_message(request), through)? {
+            Sender::Member(sender) => Ok(sender),
+            Sender::Former { refused, .. } => Err(refused.into()),
+        }
     }
 
     /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome's deliveries and reply.

@@ -86,7 +86,13 @@ impl Tree {
             return Err(refused());
         }
         let leaf = match group.treesync().full_leaves().collect::<Vec<_>>()[..] {
-            [(index, leaf)] if index.u32() == 0 => examine_leaf(leaf).map_err(|_| refused())?,
+            [(index, leaf)] if index.u32() == 0 => {
+                // DS-046 (R3): capabilities list no default type. The KeyPackage beside it has capabilities of its own.
+                if !capabilities_are_interoperable(leaf.capabilities()) {
+                    return Err(refused());
+                }
+                LeafClaim::of(leaf)?
+            }
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;

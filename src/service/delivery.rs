@@ -9,7 +9,7 @@ use super::recipients::Wake;
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
-use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, StateChange};
+use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
 use crate::mls::StagedUpdate;
 use crate::storage::answers::RequestKey;
 use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
@@ -139,8 +139,12 @@ impl Service {
             return Err(ErrorCode::UnknownGroup.into());
         };
         let sender = ds::sender::authenticate(state, request, message, through)?;
-        let key = RequestKey::new(&sender.key, request.content.request_id, request.content.digest());
-        let decided = match self.decide(&mut group, &uri, &sender, request, message, now).await {
+        let key = RequestKey::new(sender.key(), request.content.request_id, request.content.digest());
+        let decision = match &sender {
+            Sender::Member(sender) => self.decide(&mut group, &uri, sender, request, message, now).await,
+            Sender::Former { refused, .. } => Err((*refused).into()),
+        };
+        let decided = match decision {
             Ok(decided) => decided,
             Err(refusal) => {
                 // A repeat of an accepted request is decided on a state that it has changed itself: its stored answer counts.
@@ -172,9 +176,6 @@ impl Service {
         message: &DsMessage,
         now: UnixMillis,
     ) -> Result<Decided, Undecided> {
-        if sender.repeats_only {
-            return Err(ErrorCode::BadSignature.into());
-        }
         Self::check_time(&request.content, now)?;
         let kind = match &message.request {
             DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),

@@ -2,8 +2,6 @@
 
 #![allow(clippy::panic)]
 
-use std::collections::VecDeque;
-
 use sqlx::Row as _;
 
 use super::answers::{Known, RequestKey};
@@ -63,7 +61,7 @@ fn delivery(local: Vec<LocalRecipient>, remote: &[&str]) -> DeliveryWrite {
 }
 
 fn accept(number: u8, revision: Option<u64>, deliveries: Vec<DeliveryWrite>) -> AcceptRequest {
-    let head = Head { epoch: 0, joiners: Vec::new(), recent_commits: VecDeque::new() }.to_record().expect("a record");
+    let head = Head::default().to_record().expect("a record");
     let change = GroupChange { head, group_info: Some(vec![1]), ..GroupChange::default() };
     AcceptRequest {
         key: key(number, number),
@@ -298,7 +296,6 @@ async fn a_group_state_reads_back_as_it_was_written() {
     let (_directory, storage) = open().await;
     let member = Member {
         signature_key: vec![1; 32],
-        previous_key: None,
         client: "mimi://a.test/d/alice/phone".parse().expect("a client"),
         queue: crate::ds::QueueAddress { domain: domain("a.test"), information: vec![5] },
         joined_epoch: 0,

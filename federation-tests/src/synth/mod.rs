@@ -170,13 +170,22 @@ impl SynthGroup {
 
     /// The encoded GroupContext.
     pub fn context(&self) -> Vec<u8> {
+        self.context_with(self.epoch, &self.confirmed_transcript_hash)
+    }
+
+    /// The GroupContext that a group of this tree would have if no commit had made it.
+    pub fn context_without_history(&self) -> Vec<u8> {
+        self.context_with(0, &[])
+    }
+
+    fn context_with(&self, epoch: u64, confirmed_transcript_hash: &[u8]) -> Vec<u8> {
         Encoder::new()
             .u16(PROTOCOL_VERSION)
             .u16(CIPHERSUITE)
             .vector(&self.group_id)
-            .u64(self.epoch)
+            .u64(epoch)
             .vector(&self.tree.hash())
-            .vector(&self.confirmed_transcript_hash)
+            .vector(confirmed_transcript_hash)
             .raw(&self.extensions)
             .finish()
     }
