@@ -3,12 +3,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mimi_node::base::{Context as _, Fault, GroupUri, UserUri};
 use mimi_node::client::{Client, ClientError, ClientSettings, Event};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -23,6 +23,20 @@ pub const NAMES: [&str; 26] = [
 
 /// How long after the last message everything may take to arrive. Far more than it needs: a run that needs it all has failed.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long after a run a client may take for what is left: its acknowledgements, above all.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often it is asked whether it is done.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The seed of a random test: the environment's `MIMI_TEST_SEED`, so that a failure can be repeated, or `default`. It is
+/// printed.
+pub fn seed(default: u64) -> u64 {
+    let seed = std::env::var("MIMI_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    eprintln!("seed {seed}");
+    seed
+}
 
 /// How much is said.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +157,13 @@ impl Cast {
     /// Plays the script: everyone listens, waits to be a member, and writes its share. Returns when everyone has read what
     /// everyone wrote, or the time for that is over.
     pub async fn play(&self, group: &GroupUri, script: Script, scenes: &Scenes) -> Result<(), Fault> {
+        self.play_in_step(group, script, usize::MAX, scenes).await
+    }
+
+    /// As [`Cast::play`], but nobody writes while somebody has `window` messages of others to read: the conversation stops
+    /// while one is out of reach, and does not end without it.
+    pub async fn play_in_step(&self, group: &GroupUri, script: Script, window: usize, scenes: &Scenes) -> Result<(), Fault> {
+        let step = Arc::new(Step { window, behind: Mutex::new(vec![0; self.clients.len()]), changed: Notify::new() });
         let total = script.messages;
         let count = self.clients.len();
         let mut tasks = JoinSet::new();
@@ -155,11 +176,32 @@ impl Cast {
                 scenes: scenes.clone(),
                 name: self.names[index].clone(),
                 cast: count,
+                index,
+                step: step.clone(),
             };
-            tasks.spawn(player.play(index, share, total - share, script));
+            tasks.spawn(player.play(share, total - share, script));
         }
         while let Some(played) = tasks.join_next().await {
             played.context("a player was interrupted")??;
+        }
+        Ok(())
+    }
+
+    /// Has everyone take in and acknowledge what there still is, and finish what was left undone. Fails when something remains.
+    pub async fn settle(&self) -> Result<(), Fault> {
+        for (client, name) in self.clients.iter().zip(&self.names) {
+            let deadline = Instant::now() + SETTLE_TIMEOUT;
+            loop {
+                let synced = client.sync().await;
+                let queue = client.queue_state().await.with_context(|| format!("{name} has no queue"))?;
+                if synced.is_ok() && queue.acked + 1 == queue.next && queue.waiting == 0 && queue.outgoing == 0 {
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(Fault::new(format!("{name} is not done: {queue:?}, {synced:?}")));
+                }
+                tokio::time::sleep(SETTLE_INTERVAL).await;
+            }
         }
         Ok(())
     }
@@ -179,33 +221,73 @@ struct Player {
     name: String,
     /// How many members the group has once everyone is there.
     cast: usize,
+    /// Which of them this one is.
+    index: usize,
+    step: Arc<Step>,
+}
+
+/// Keeps the writers from running away from the readers.
+struct Step {
+    window: usize,
+    /// How many accepted messages of others each player has not read; less than nothing when it reads one before its sender
+    /// knows that it was accepted.
+    behind: Mutex<Vec<i64>>,
+    changed: Notify,
+}
+
+impl Step {
+    fn change(&self, change: impl FnOnce(&mut Vec<i64>)) {
+        change(&mut self.behind.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until nobody is too far behind.
+    async fn wait(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let window = i64::try_from(self.window).unwrap_or(i64::MAX);
+            if self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|behind| *behind < window) {
+                return;
+            }
+            changed.await;
+        }
+    }
 }
 
 impl Player {
-    async fn play(self, index: usize, share: usize, awaited: usize, script: Script) -> Result<(), Fault> {
+    async fn play(self, share: usize, awaited: usize, script: Script) -> Result<(), Fault> {
         let (joined, is_member) = tokio::sync::oneshot::channel();
         let player = Arc::new(self);
-        let reader = tokio::spawn(player.clone().read(awaited, joined));
-        is_member.await.with_context(|| format!("{} never became a member", player.name))?;
-        player.write(index, share, script).await?;
+        // A set, so that the reader ends with this player however that ends.
+        let mut reader = JoinSet::new();
+        reader.spawn(player.clone().read(awaited, joined));
+        if is_member.await.is_err() {
+            let ended = reader.join_next().await.context("a reader is gone")?.context("a reader was interrupted")?;
+            return ended.and_then(|()| Err(Fault::new(format!("{} never became a member", player.name))));
+        }
+        player.write(share, script).await?;
         let deadline = Instant::now() + ARRIVAL_TIMEOUT;
-        match tokio::time::timeout_at(deadline, reader).await {
-            Ok(read) => read.context("a reader was interrupted")?,
+        match tokio::time::timeout_at(deadline, reader.join_next()).await {
+            Ok(read) => read.context("a reader is gone")?.context("a reader was interrupted")?,
             // Not an error here: the checker says what is missing.
             Err(_) => Ok(()),
         }
     }
 
-    async fn write(&self, index: usize, share: usize, script: Script) -> Result<(), Fault> {
+    async fn write(&self, share: usize, script: Script) -> Result<(), Fault> {
         for number in 0..share {
             let mut text = format!("{} says: this is my message {} of {share}", self.name, number + 1);
             while text.len() < script.size {
                 text.push('.');
             }
+            self.step.wait().await;
             self.client.send(&self.group, &text).await.with_context(|| format!("{} could not send", self.name))?;
             let _ = self.scenes.send(Scene::Sent { from: self.name.clone(), text });
+            self.step.change(|behind| {
+                behind.iter_mut().enumerate().filter(|(index, _)| *index != self.index).for_each(|(_, behind)| *behind += 1);
+            });
             // Spread over the run, so that Commits meet messages of every other sender.
-            if script.update_every > 0 && (number + index) % script.update_every == script.update_every - 1 {
+            if script.update_every > 0 && (number + self.index) % script.update_every == script.update_every - 1 {
                 let epoch = self.client.update(&self.group).await.with_context(|| format!("{} could not update", self.name))?;
                 let _ = self.scenes.send(Scene::Committed { by: self.name.clone(), what: "update", epoch });
             }
@@ -228,6 +310,7 @@ impl Player {
             match listener.next().await {
                 Ok(Event::Message { group, sender, text, .. }) if group == self.group => {
                     awaited = awaited.saturating_sub(1);
+                    self.step.change(|behind| behind.iter_mut().skip(self.index).take(1).for_each(|behind| *behind -= 1));
                     let from = format!("{}@{}", sender.user().name(), sender.domain());
                     let _ = self.scenes.send(Scene::Received { by: self.name.clone(), from, text });
                 }
@@ -258,4 +341,32 @@ pub fn read_logs(logs: impl IntoIterator<Item = PathBuf>) -> Result<Vec<checker:
         );
     }
     Ok(lines)
+}
+
+/// Judges a run of this world's cast that must have been complete: `sent` messages accepted, each delivered to everyone once
+/// and in order, nothing left in a queue or on its way. The error is for a person: findings and the ends of the nodes' logs.
+pub async fn demand_complete(world: &World, sent: usize) -> Result<Verdict, String> {
+    /// Enough to see the last minute of a node.
+    const LOG_LINES: usize = 60;
+    let fail = |what: String| Err(format!("{what}\n{}", world.log_tails(LOG_LINES)));
+    let verdict = match judge(NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name))) {
+        Ok(verdict) => verdict,
+        Err(fault) => return fail(fault.to_string()),
+    };
+    let figures = &verdict.figures;
+    let complete = figures.sent == sent
+        && figures.expected == sent * (world.sites.len() - 1)
+        && figures.delivered == figures.expected
+        && figures.still_queued == 0;
+    if !verdict.ok || !complete {
+        return fail(format!("{sent} messages were not delivered as they must be: {verdict}"));
+    }
+    for index in 0..world.sites.len() {
+        match world.undelivered(index).await {
+            Ok(domains) if domains.is_empty() => {}
+            Ok(domains) => return fail(format!("{} still has frames for {domains:?}", world.site(index).domain)),
+            Err(fault) => return fail(fault.to_string()),
+        }
+    }
+    Ok(verdict)
 }

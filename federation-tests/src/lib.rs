@@ -7,8 +7,13 @@
 //! | [`testbed`] | the conversation to look at and to join |
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
-//! | [`leftovers`] | logs what is still queued when a run ends |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
+//! | [`links`] | such a link between each two nodes, to cut one domain off |
+//! | [`leftovers`] | logs what is still queued when a run ends |
+//! | [`people`] | users whose every octet a test chooses, and their forged groups |
+//! | [`raw`] | bare connections to a node's ports, with any certificate |
+//! | [`stage`] | running nodes, and proof that a refused request changed nothing |
+//! | [`tables`] | what is in a node's database, to compare |
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
 pub mod checker;
@@ -16,6 +21,11 @@ pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
 pub mod leftovers;
+pub mod links;
+pub mod people;
+pub mod raw;
+pub mod stage;
 pub mod synth;
+pub mod tables;
 pub mod testbed;
 pub mod world;

@@ -24,6 +24,10 @@ use crate::dns::{DnsServer, SrvRecord, Zones};
 /// How long a node process may take until both its ports answer. A debug build on a busy machine needs a few seconds at most.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long after its delivery a frame may still be on its sender's disk: the answer may have been lost with a connection, and
+/// the frame is then sent again after a back-off.
+const LANES_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// One domain's place on disk and on the network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Site {
@@ -122,15 +126,50 @@ impl World {
         Config::load(&self.site_dir(index).join("node.toml"))
     }
 
+    /// Makes a domain's node ask another name server from its next start on: its own view of where the others are.
+    pub fn set_name_server(&self, index: usize, server: SocketAddr) -> Result<(), Fault> {
+        let path = self.site_dir(index).join("node.toml");
+        let mut config = self.config(index)?;
+        config.dns.servers = vec![server];
+        std::fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Runs a domain's node in this process.
     pub async fn start(&self, index: usize) -> Result<Node, Fault> {
         Node::start(&self.config(index)?).await
     }
 
+    /// Where a domain's node, as a process, logs.
+    pub fn node_log(&self, index: usize) -> PathBuf {
+        self.site_dir(index).join("node.log")
+    }
+
+    /// The last `lines` lines of each node's log, for a person who looks for what went wrong.
+    pub fn log_tails(&self, lines: usize) -> String {
+        let mut tails = String::new();
+        for (index, site) in self.sites.iter().enumerate() {
+            let text = std::fs::read_to_string(self.node_log(index)).unwrap_or_default();
+            let skipped = text.lines().count().saturating_sub(lines);
+            tails.push_str(&format!("--- the node of {}\n", site.domain));
+            text.lines().skip(skipped).for_each(|line| tails.extend([line, "\n"]));
+        }
+        tails
+    }
+
+    /// A client's process: `program` with the hidden subcommand `client`, on the state directory and the log of the client
+    /// `name`. The caller adds its arguments, spawns it and, if it likes, kills it.
+    pub fn client_command(&self, program: &Path, name: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg("client").arg("--json").arg("--dir").arg(self.client_dir(name)).arg("--log").arg(self.log_path(name));
+        command.arg("--resolver").arg(self.dns.local_addr().to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+
     /// Runs a domain's node as a process: `program` with the hidden subcommand `node`. `fault_point`: see
     /// `mimi_node::base::fault_points`.
     pub async fn spawn(&self, index: usize, program: &Path, fault_point: Option<&str>) -> Result<NodeProcess, Fault> {
-        let log = self.site_dir(index).join("node.log");
+        let log = self.node_log(index);
         let log =
             File::options().create(true).append(true).open(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(program);
@@ -147,6 +186,22 @@ impl World {
             Ok(Ok(Some(_))) => Ok(process),
             _ => Err(Fault::new(format!("the node of {} did not start: see its node.log", self.site(index).domain))),
         }
+    }
+
+    /// The domains for which frames wait in a domain's database, read beside its node. Those that were only just delivered are
+    /// waited for.
+    pub async fn undelivered(&self, index: usize) -> Result<Vec<Domain>, Fault> {
+        let storage = Storage::open_beside(&self.config(index)?.data).await?;
+        let deadline = tokio::time::Instant::now() + LANES_TIMEOUT;
+        let domains = loop {
+            let domains = storage.domains_with_frames().await?;
+            if domains.is_empty() || tokio::time::Instant::now() > deadline {
+                break domains;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        storage.close().await;
+        Ok(domains)
     }
 
     /// Invites a user of a domain, beside its node.

@@ -111,8 +111,12 @@ pub const TARGET_ADDRESSES_MAX: usize = 8;
 /// QUIC: an idle connection ends after this.
 pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// QUIC: how often an otherwise idle connection says that it is there.
-pub const CONNECTION_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// QUIC: how often a node says on an otherwise idle connection to a peer that it is there, and so at most how long it waits for
+/// the answer of a peer that has lost the connection in a restart.
+pub const PEER_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// QUIC: the same for a client and its node. Nodes have many clients, and phones have batteries.
+pub const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// QUIC: requests at once on one peer connection.
 pub const PEER_STREAMS_MAX: u32 = 256;

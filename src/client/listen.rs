@@ -38,9 +38,9 @@ const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
 /// Pushes that may wait to be taken; more wait in QUIC's window.
 const PUSHES_MAX: usize = 256;
 
-/// The waits between tries to subscribe again.
+/// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
 const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
-const RESUBSCRIBE_MAX: Duration = Duration::from_secs(5);
+const RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
 
 impl Client {
     /// Takes in all that the queue has, does what was left undone, and returns what happened since the last call, also during
@@ -260,13 +260,14 @@ impl Listener {
 async fn receive_for_ever(client: Client) -> Result<()> {
     let mut wait = RESUBSCRIBE_FIRST;
     loop {
-        let began = Instant::now();
-        match receive_subscribed(&client).await {
+        let (began, mut of_use) = (Instant::now(), false);
+        match receive_subscribed(&client, &mut of_use).await {
             Err(error @ (ClientError::Fault(_) | ClientError::Refused(_) | ClientError::Invalid(_))) => return Err(error),
             Err(error) => tracing::debug!(%error, "subscribing again"),
             Ok(()) => {}
         }
-        if began.elapsed() > RESUBSCRIBE_MAX {
+        // Time alone does not tell: a node that is restarted often serves well in between.
+        if of_use || began.elapsed() > RESUBSCRIBE_MAX {
             wait = RESUBSCRIBE_FIRST;
         }
         let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -286,8 +287,8 @@ async fn read_pushes(mut subscription: Subscription, pushes: mpsc::Sender<std::r
     }
 }
 
-/// One subscription, until it breaks.
-async fn receive_subscribed(client: &Client) -> Result<()> {
+/// One subscription, until it breaks. `of_use` says whether anything came through it.
+async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
     let shared = &client.shared;
     let (from, queue) = client.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
     let request = QsRequest::Subscribe(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
@@ -309,6 +310,7 @@ async fn receive_subscribed(client: &Client) -> Result<()> {
         }
         let Ok(first) = timeout_at(due, pushes.recv()).await else { continue };
         let mut entries = client.pushed(first)?;
+        *of_use = true;
         let mut broken = Ok(());
         while entries.len() < limits::FETCH_ENTRIES_MAX as usize
             && let Ok(next) = pushes.try_recv()

@@ -174,6 +174,9 @@ fn routed_welcomes<'a>(staged: &StagedUpdate, welcomes: &'a List<Opaque>) -> Res
             let position = awaited.iter().position(|(awaited, _)| *awaited == reference).ok_or_else(refused)?;
             leaves.push(awaited.swap_remove(position).1);
         }
+        if leaves.is_empty() {
+            return Err(refused());
+        }
         routed.push((welcome, leaves));
     }
     if awaited.is_empty() { Ok(routed) } else { Err(refused()) }

@@ -186,7 +186,7 @@ fn make_end_entity(parameters: &mut CertificateParams) {
 }
 
 /// The Ed25519 key of a PKCS#10 request, once the request's signature by that key is checked.
-fn key_of_request(csr_der: &[u8]) -> Result<[u8; 32], IssueError> {
+pub fn key_of_request(csr_der: &[u8]) -> Result<[u8; 32], IssueError> {
     if csr_der.len() > limits::CERTIFICATE_BYTES_MAX {
         return Err(IssueError::NotARequest);
     }

@@ -3,9 +3,8 @@
 use super::{Failure, Service};
 use crate::accounts::{hash_token, new_token};
 use crate::base::limits::INVITATION_LIFETIME;
-use crate::base::{Fault, UnixMillis, UserUri};
-use crate::identity::IssueError;
-use crate::identity::chain::validate_user_chain;
+use crate::base::{Context as _, Fault, UnixMillis, UserUri};
+use crate::identity::issue::key_of_request;
 use crate::storage::Storage;
 use crate::storage::accounts::{EnrolUser, Enrolment, Invite};
 use crate::storage::answers::RequestKey;
@@ -23,6 +22,13 @@ impl Service {
 
     async fn enrol(&self, request: &ClientRequest, body: &Enrol) -> Result<Vec<u8>, Failure> {
         let now = UnixMillis::now();
+        // AS-002: the certificate request proves possession of its Ed25519 key.
+        let public_key = key_of_request(&body.certificate_request).map_err(|_| ErrorCode::InvalidCredential)?;
+        // AS-003: the envelope is signed by that same key. Before anything is looked up: a repeat is answered to the key's holder
+        // only.
+        if !request.is_signed_by(&public_key) {
+            return Err(ErrorCode::BadSignature.into());
+        }
         // The token names the sender, and a repeat must be recognised when the token is used up.
         let key = RequestKey::new(&body.token, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
@@ -32,21 +38,11 @@ impl Service {
         let token_hash = hash_token(&body.token);
         // AS-001: the token is of an invitation that is neither used nor expired.
         let user = self.storage.invited_user(&token_hash, now).await?.ok_or(ErrorCode::InvalidToken)?;
-        // AS-002: the certificate request proves possession of its Ed25519 key.
-        let certificate = self.keys.as_root.issue_user(&body.certificate_request, &user, now).map_err(|error| match error {
-            IssueError::NotARequest | IssueError::KeyType | IssueError::NoPossession => {
-                Failure::from(ErrorCode::InvalidCredential)
-            }
-            error => Fault::because(format!("could not issue a certificate for {user}"), error).into(),
-        })?;
-        // AS-003: the envelope is signed by that same key.
-        let roots = self.directory.roots();
-        let roots = roots.get(&self.domain).ok_or(ErrorCode::Internal)?;
-        let issued = validate_user_chain(std::slice::from_ref(&certificate), roots, now)
-            .map_err(|error| Fault::because("a certificate that was just issued is not valid", error))?;
-        if !request.is_signed_by(&issued.public_key) {
-            return Err(ErrorCode::BadSignature.into());
-        }
+        let certificate = self
+            .keys
+            .as_root
+            .issue_user(&body.certificate_request, &user, now)
+            .with_context(|| format!("could not issue a certificate for {user}"))?;
         let reply = Enrolled { user: user.to_bytes().into(), certificate: certificate.as_slice().into() };
         let response = Self::encode_reply(Reply::Enrolled(reply));
         let enrol = EnrolUser {

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
@@ -120,10 +121,14 @@ pub(super) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>, stream
     config
 }
 
-/// QUIC for dialling. The dialled side never opens streams: each direction has a connection of its own.
-pub(super) fn client_config(crypto: Arc<dyn quinn::crypto::ClientConfig>) -> quinn::ClientConfig {
+/// QUIC for dialling. The dialled side never opens streams: each direction has a connection of its own. Nor does it keep the
+/// connection alive: whoever dialled wants it. A packet every `keep_alive` is also how soon a request that was taken by a node
+/// which then died learns of its death, for that node, started again, answers only what reaches it.
+pub(super) fn client_config(crypto: Arc<dyn quinn::crypto::ClientConfig>, keep_alive: Duration) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(crypto);
-    config.transport_config(Arc::new(transport_config(0)));
+    let mut transport = transport_config(0);
+    transport.keep_alive_interval(Some(keep_alive));
+    config.transport_config(Arc::new(transport));
     config
 }
 
@@ -139,7 +144,6 @@ fn transport_config(streams: u32) -> TransportConfig {
         .receive_window(VarInt::from_u32(window.saturating_mul(4)))
         .send_window(u64::from(window).saturating_mul(4))
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(limits::CONNECTION_KEEP_ALIVE))
         .crypto_buffer_size(limits::CRYPTO_BUFFER_BYTES)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)

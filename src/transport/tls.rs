@@ -12,6 +12,7 @@
 //! (it could be replayed).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -115,7 +116,7 @@ impl NodeTls {
             .with_custom_certificate_verifier(self.peer_verifier())
             .with_client_cert_resolver(self.identity.clone());
         config.alpn_protocols = vec![ALPN_FEDERATION.to_vec()];
-        quic_client(config)
+        quic_client(config, limits::PEER_KEEP_ALIVE)
     }
 
     /// For accepting the domain's clients: ALPN `mimi-client/1`, client certificate optional; one that is presented must be
@@ -170,18 +171,18 @@ pub fn client_config(pin: [u8; 32], identity: Option<&ClientIdentity>) -> Result
         }
     };
     config.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
-    quic_client(config)
+    quic_client(config, limits::CLIENT_KEEP_ALIVE)
 }
 
 fn client_builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Fault> {
     ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).context("TLS cannot be set up")
 }
 
-fn quic_client(mut config: ClientConfig) -> Result<quinn::ClientConfig, Fault> {
+fn quic_client(mut config: ClientConfig, keep_alive: Duration) -> Result<quinn::ClientConfig, Fault> {
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     let crypto = QuicClientConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
-    Ok(endpoint::client_config(Arc::new(crypto)))
+    Ok(endpoint::client_config(Arc::new(crypto), keep_alive))
 }
 
 fn anchor(der: &[u8]) -> Result<TrustAnchor<'static>, webpki::Error> {
@@ -239,7 +240,7 @@ pub(crate) fn bare_federation_client(authority: &[u8]) -> Result<quinn::ClientCo
     let verifier = PeerVerifier { roots, algorithms: provider().signature_verification_algorithms };
     let mut config = client_builder()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
     config.alpn_protocols = vec![ALPN_FEDERATION.to_vec()];
-    quic_client(config)
+    quic_client(config, limits::PEER_KEEP_ALIVE)
 }
 
 #[cfg(test)]

@@ -22,13 +22,20 @@ pub use leaf::{Capabilities, Extension, Identity, KeyPackage};
 use tree::Tree;
 
 const WIRE_FORMAT_PUBLIC_MESSAGE: u16 = 1;
+const WIRE_FORMAT_PRIVATE_MESSAGE: u16 = 2;
 const WIRE_FORMAT_WELCOME: u16 = 3;
 const WIRE_FORMAT_GROUP_INFO: u16 = 4;
 const EXTENSION_RATCHET_TREE: u16 = 2;
 const EXTENSION_EXTERNAL_PUB: u16 = 4;
 const PROPOSAL_ADD: u16 = 1;
 const PROPOSAL_REMOVE: u16 = 3;
-const CONTENT_TYPE_COMMIT: u8 = 3;
+const PROPOSAL_GROUP_CONTEXT_EXTENSIONS: u16 = 7;
+/// ContentType of an application message (RFC 9420 §6).
+pub const CONTENT_TYPE_APPLICATION: u8 = 1;
+/// ContentType of a proposal.
+pub const CONTENT_TYPE_PROPOSAL: u8 = 2;
+/// ContentType of a commit.
+pub const CONTENT_TYPE_COMMIT: u8 = 3;
 const SENDER_MEMBER: u8 = 1;
 /// ProposalOrRef: by value.
 const BY_VALUE: u8 = 1;
@@ -53,6 +60,14 @@ pub struct Change {
     pub add: Vec<KeyPackage>,
     /// Leave out the path, which is allowed when something is added and nothing removed.
     pub without_path: bool,
+    /// Further proposals by value, encoded. The tree is not changed for them.
+    pub other: Vec<Vec<u8>>,
+    /// The extensions that a GroupContextExtensions proposal sets.
+    pub extensions: Option<Vec<Extension>>,
+    /// The identity that the committer's new leaf has instead of its own: another key, another chain.
+    pub identity: Option<Identity>,
+    /// The capabilities that the committer's new leaf has instead of its own.
+    pub capabilities: Option<Capabilities>,
 }
 
 /// A commit and what goes with it. Everything is octets, for tests to spoil.
@@ -64,6 +79,33 @@ pub struct Forged {
     pub group_info: Vec<u8>,
     /// The MLSMessage of the Welcome for everyone added; empty if nobody is.
     pub welcome: Vec<u8>,
+}
+
+/// What a GroupInfo is made of, for tests to change before it is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupInfoParts {
+    /// The encoded GroupContext.
+    pub context: Vec<u8>,
+    /// The GroupInfo's own extensions.
+    pub extensions: Vec<Extension>,
+    /// The confirmation tag.
+    pub confirmation_tag: Vec<u8>,
+    /// The leaf that says it signed.
+    pub signer: u32,
+}
+
+impl GroupInfoParts {
+    /// The MLSMessage of the GroupInfo, signed by `identity`.
+    pub fn sign(&self, identity: &Identity) -> Vec<u8> {
+        let info = Encoder::new()
+            .raw(&self.context)
+            .raw(&encode_extensions(&self.extensions))
+            .vector(&self.confirmation_tag)
+            .u32(self.signer)
+            .finish();
+        let signature = identity.sign("GroupInfoTBS", &info);
+        Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_GROUP_INFO).raw(&info).vector(&signature).finish()
+    }
 }
 
 /// The group as its Delivery Service sees it, with the members' signature keys.
@@ -141,8 +183,75 @@ impl SynthGroup {
 
     /// The MLSMessage of a GroupInfo of this epoch with the tree, as a group is created with.
     pub fn group_info_with_tree(&mut self, signer: u32) -> Result<Vec<u8>, SynthError> {
-        let tree = Extension { kind: EXTENSION_RATCHET_TREE, data: self.tree.encode() };
+        let tree = self.ratchet_tree_extension();
         self.group_info(signer, vec![tree])
+    }
+
+    /// The tree as an extension of a GroupInfo.
+    pub fn ratchet_tree_extension(&self) -> Extension {
+        Extension { kind: EXTENSION_RATCHET_TREE, data: self.tree.encode() }
+    }
+
+    /// The identity at a leaf.
+    pub fn identity(&self, leaf: u32) -> Result<&Identity, SynthError> {
+        self.members.get(&leaf).map(|member| &member.identity).ok_or(SynthError::NotAMember(leaf))
+    }
+
+    /// The parts of a GroupInfo of this epoch: `external_pub`, and no tree.
+    pub fn group_info_parts(&mut self, signer: u32) -> GroupInfoParts {
+        let external_pub = Encoder::new().vector(&self.rng.random::<[u8; 32]>()).finish();
+        GroupInfoParts {
+            context: self.context(),
+            extensions: vec![Extension { kind: EXTENSION_EXTERNAL_PUB, data: external_pub }],
+            confirmation_tag: self.confirmation_tag.to_vec(),
+            signer,
+        }
+    }
+
+    /// The MLSMessage of a PrivateMessage of this epoch, all ciphertext random: nobody can read it, and no server can tell.
+    pub fn private_message(&mut self, content_type: u8) -> Vec<u8> {
+        self.private_message_of(self.epoch, content_type)
+    }
+
+    /// As [`SynthGroup::private_message`], of any epoch.
+    pub fn private_message_of(&mut self, epoch: u64, content_type: u8) -> Vec<u8> {
+        Encoder::new()
+            .u16(PROTOCOL_VERSION)
+            .u16(WIRE_FORMAT_PRIVATE_MESSAGE)
+            .vector(&self.group_id)
+            .u64(epoch)
+            .u8(content_type)
+            .vector(&[])
+            .vector(&random_octets::<28>(&mut self.rng))
+            .vector(&random_octets::<96>(&mut self.rng))
+            .finish()
+    }
+
+    /// The MLSMessage of a PublicMessage of this epoch that is no commit: `content` is the encoded content of `content_type`.
+    pub fn public_message(&mut self, sender: u32, content_type: u8, content: &[u8]) -> Result<Vec<u8>, SynthError> {
+        let framed = self.framed(sender, content_type, content);
+        let signature = self.sign_framed(sender, &framed, &self.context())?;
+        let tag = self.rng.random::<[u8; 32]>();
+        let message = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(&framed).vector(&signature);
+        Ok(message.vector(&tag).finish())
+    }
+
+    /// FramedContent of a member.
+    fn framed(&self, sender: u32, content_type: u8, content: &[u8]) -> Vec<u8> {
+        Encoder::new()
+            .vector(&self.group_id)
+            .u64(self.epoch)
+            .u8(SENDER_MEMBER)
+            .u32(sender)
+            .vector(&[])
+            .u8(content_type)
+            .raw(content)
+            .finish()
+    }
+
+    fn sign_framed(&self, sender: u32, framed: &[u8], context: &[u8]) -> Result<[u8; 64], SynthError> {
+        let to_sign = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(framed).raw(context);
+        Ok(self.identity(sender)?.sign("FramedContentTBS", &to_sign.finish()))
     }
 
     /// A commit that adds everyone in `add`, with a path.
@@ -164,17 +273,11 @@ impl SynthGroup {
     pub fn commit(&mut self, committer: u32, change: Change) -> Result<Forged, SynthError> {
         self.check(committer, &change)?;
         let context_before = self.context();
-        let framed = Encoder::new()
-            .vector(&self.group_id)
-            .u64(self.epoch)
-            .u8(SENDER_MEMBER)
-            .u32(committer)
-            .vector(&[])
-            .u8(CONTENT_TYPE_COMMIT)
-            .raw(&self.apply(committer, &change))
-            .finish();
-        let to_sign = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(&framed).raw(&context_before);
-        let signature = self.members[&committer].identity.sign("FramedContentTBS", &to_sign.finish());
+        // A commit is signed with the key that its maker had before it.
+        let before = self.clone();
+        let content = self.apply(committer, &change);
+        let framed = before.framed(committer, CONTENT_TYPE_COMMIT, &content);
+        let signature = before.sign_framed(committer, &framed, &context_before)?;
 
         self.enter_next_epoch(&framed, &signature);
         let commit = Encoder::new()
@@ -201,6 +304,13 @@ impl SynthGroup {
     /// Changes the tree, in the order of RFC 9420 §12.4.2, and encodes the Commit that says so.
     fn apply(&mut self, committer: u32, change: &Change) -> Vec<u8> {
         let mut proposals = Encoder::new();
+        if let Some(extensions) = &change.extensions {
+            self.extensions = encode_extensions(extensions);
+            proposals = proposals.u8(BY_VALUE).u16(PROPOSAL_GROUP_CONTEXT_EXTENSIONS).raw(&self.extensions);
+        }
+        for proposal in &change.other {
+            proposals = proposals.u8(BY_VALUE).raw(proposal);
+        }
         for leaf in &change.remove {
             proposals = proposals.u8(BY_VALUE).u16(PROPOSAL_REMOVE).u32(*leaf);
             self.tree.remove(*leaf as usize);
@@ -213,6 +323,10 @@ impl SynthGroup {
             let member = Member { identity: package.identity.clone(), capabilities: package.capabilities.clone() };
             self.members.insert(index as u32, member);
             added.push(index);
+        }
+        if let Some(member) = self.members.get_mut(&committer) {
+            member.identity = change.identity.clone().unwrap_or(member.identity.clone());
+            member.capabilities = change.capabilities.clone().unwrap_or(member.capabilities.clone());
         }
         let commit = Encoder::new().vector(&proposals.finish());
         if change.without_path { commit.u8(0).finish() } else { commit.u8(1).raw(&self.apply_path(committer, &added)).finish() }
@@ -254,17 +368,10 @@ impl SynthGroup {
 
     /// The MLSMessage of a GroupInfo of this epoch.
     fn group_info(&mut self, signer: u32, mut extensions: Vec<Extension>) -> Result<Vec<u8>, SynthError> {
-        let identity = &self.members.get(&signer).ok_or(SynthError::NotAMember(signer))?.identity;
-        let external_pub = Encoder::new().vector(&self.rng.random::<[u8; 32]>()).finish();
-        extensions.push(Extension { kind: EXTENSION_EXTERNAL_PUB, data: external_pub });
-        let info = Encoder::new()
-            .raw(&self.context())
-            .raw(&encode_extensions(&extensions))
-            .vector(&self.confirmation_tag)
-            .u32(signer)
-            .finish();
-        let signature = identity.sign("GroupInfoTBS", &info);
-        Ok(Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_GROUP_INFO).raw(&info).vector(&signature).finish())
+        let identity = self.identity(signer)?.clone();
+        let mut parts = self.group_info_parts(signer);
+        extensions.append(&mut parts.extensions);
+        Ok(GroupInfoParts { extensions, ..parts }.sign(&identity))
     }
 
     /// The MLSMessage of a Welcome that names every KeyPackage and tells nothing.
