@@ -152,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn every_sample_is_read_and_written_back() {
+        let samples = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/configs")).expect("the samples");
+        let mut seen = 0;
+        for sample in samples {
+            let path = sample.expect("a directory entry").path();
+            let config = Config::load(&path).unwrap_or_else(|fault| panic!("{fault}"));
+            let text = config.to_toml().expect("it can be written");
+            assert_eq!(Config::parse(&text).expect("it can be read back"), config, "{}", path.display());
+            seen += 1;
+        }
+        assert!(seen >= 2, "{seen} samples");
+    }
+
+    #[test]
     fn a_key_that_others_can_read_is_refused() {
         use std::os::unix::fs::PermissionsExt as _;
         let directory = tempfile::tempdir().expect("a directory");

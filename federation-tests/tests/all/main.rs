@@ -4,6 +4,7 @@
 mod cli;
 mod client_crash;
 mod crash;
+mod docs;
 mod idempotency;
 mod network;
 mod process;
