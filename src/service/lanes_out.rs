@@ -77,6 +77,9 @@ impl Service {
     }
 }
 
+/// A write on its way to disk.
+type Pending = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + Sync>>;
+
 /// Sends the frames of all lanes to one domain.
 struct Worker {
     service: Arc<Service>,
@@ -89,7 +92,7 @@ struct Worker {
     /// The last frame of each lane that is known to be delivered; its row may still be waiting to be dropped.
     delivered: HashMap<String, u64>,
     /// The removal of the frames delivered last, on its way to disk.
-    dropping: Option<Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + Sync>>>,
+    dropping: Option<Pending>,
     /// For requests that fail on a connection that is up; the peer's gate paces everything else.
     failures: u32,
 }
