@@ -70,7 +70,7 @@ async fn a_hub_killed_ten_times_loses_and_doubles_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guests_node_killed_ten_times_loses_and_doubles_nothing() {
     let seed = seed(2);
-    let index = if seed % 2 == 0 { 1 } else { 2 };
+    let index = if seed.is_multiple_of(2) { 1 } else { 2 };
     // In step, or the others would have finished by the time that the node is up again.
     let victim = Victim { index, write: "take_frames", gap: 12..=28, batches: 2..=6, window: 8 };
     kill_again_and_again(seed, victim).await;
