@@ -116,7 +116,7 @@ async fn run(world: &World, seed: u64) -> Result<(), String> {
         same_texts(NAMES[index], history.iter().map(|line| line.text.as_str()), &all)?;
     }
     let history = victim.output(&["history"]).await?;
-    let texts: Vec<String> = history.lines().filter_map(|line| text_of(line)).collect();
+    let texts: Vec<String> = history.lines().filter_map(text_of).collect();
     same_texts(NAMES[VICTIM], texts.iter().map(String::as_str), &all)?;
     for index in [0, 2] {
         cast.clients[index].clone().close().await;
@@ -232,7 +232,6 @@ const COMMITS: usize = 5;
 #[derive(Debug)]
 struct Kill {
     /// Lines that this life had logged.
-    #[allow(dead_code, reason = "shown by Debug")]
     logged: usize,
     /// Texts being sent whose answer was not known.
     #[allow(dead_code, reason = "shown by Debug")]
