@@ -113,7 +113,7 @@ fn stolen_chain(thief: &Person, victim: &Person, key: &mimi_node::base::crypto::
 
 // Shows: a queue is its client's alone, whoever holds its owner key, and is created by the client of the connection only. Failure:
 // another code, entries told, or any change.
-// covers QS-020 QS-021 QS-022
+// covers QS-020, QS-021, QS-022
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_is_its_clients_alone() -> Result<(), Fault> {
     let mut stage = Stage::open(1, 13).await?;
@@ -165,7 +165,7 @@ async fn a_queue_is_its_clients_alone() -> Result<(), Fault> {
 
 // Shows: an invitation makes one user, for whoever proves possession of the new key. Failure: another code, a second certificate,
 // or a token that a refusal has used up.
-// covers AS-001 AS-002 AS-003
+// covers AS-001, AS-002, AS-003
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_enrols_once() -> Result<(), Fault> {
     let mut stage = Stage::open(1, 14).await?;

@@ -48,7 +48,7 @@ fn with_group_info(forged: &Forged, group_info: Vec<u8>) -> Forged {
 
 // Shows: who may commit: a member, for itself, with its own signature, in this group and its present epoch. Failure: another code
 // for any of these, or any change. A wrong epoch is told with the present one and the hash of what was accepted instead.
-// covers DS-010 DS-011 DS-040 DS-041
+// covers DS-010, DS-011, DS-013, DS-040, DS-041
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_its_senders_of_this_group_and_epoch() -> Result<(), Fault> {
     let mut trio = Trio::new(21).await?;
@@ -107,7 +107,7 @@ async fn a_commit_is_its_senders_of_this_group_and_epoch() -> Result<(), Fault> 
 // Shows: a commit is a PublicMessage of content type commit and every octet of it that OpenMLS or the GroupInfo vouches for counts.
 // Failure: acceptance, no answer (a crash while reading), another code, or any change. Not a failure: that a changed membership tag
 // is not noticed; no server can check one.
-// covers DS-042
+// covers DS-042, DS-055
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spoilt_commit_is_refused() -> Result<(), Fault> {
     let mut trio = Trio::new(22).await?;
@@ -168,7 +168,7 @@ async fn a_spoilt_commit_is_refused() -> Result<(), Fault> {
 
 // Shows: the GroupInfo is of the epoch that the commit begins, confirmed with its tag, signed by its maker after it, good for
 // joining, and without the tree (R5). Failure: another code than invalid_group_info, or any change.
-// covers DS-045 DS-046
+// covers DS-045
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_info_is_the_commits_own() -> Result<(), Fault> {
     let mut trio = Trio::new(23).await?;
@@ -214,7 +214,7 @@ async fn a_group_info_is_the_commits_own() -> Result<(), Fault> {
 
 // Shows: update_client renews a path and does nothing else, and nothing but membership can be committed at all. Failure: another
 // code than invalid_commit, or any change.
-// covers DS-044 DS-047 DS-050
+// covers DS-044, DS-047, DS-050
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn update_client_brings_a_path_and_nothing_else() -> Result<(), Fault> {
     let mut trio = Trio::new(24).await?;
@@ -262,7 +262,7 @@ async fn update_client_brings_a_path_and_nothing_else() -> Result<(), Fault> {
 
 // Shows: a leaf's new key is nobody else's in the tree, is the one that its certificate names, and its client stays the same.
 // Failure: another code, or any change. The controls: a renewed certificate, and a new key with a certificate for it, are accepted.
-// covers DS-020 DS-025 DS-043
+// covers DS-020, DS-025, DS-026, DS-043, DS-046
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_updated_leaf_stays_its_clients() -> Result<(), Fault> {
     let mut trio = Trio::new(25).await?;
@@ -334,7 +334,7 @@ impl Trio {
 
 // Shows: who is added is who its certificates say, down to a root of its own domain, and has a queue there. Failure: another code,
 // or any change.
-// covers DS-020 DS-021 DS-022 DS-023
+// covers DS-020, DS-021, DS-022, DS-023, DS-026, DS-046
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_added_client_proves_who_it_is_and_where_its_queue_is() -> Result<(), Fault> {
     let mut trio = Trio::new(26).await?;
@@ -418,7 +418,7 @@ async fn an_added_client_proves_who_it_is_and_where_its_queue_is() -> Result<(),
 
 // Shows: add_users adds users who are not there yet, each client once, not too many at once. Failure: another code than the one
 // for the reason, or any change.
-// covers DS-024 DS-043 DS-047 DS-048 DS-051
+// covers DS-024, DS-043, DS-047, DS-048, DS-051
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn add_users_adds_users_who_are_not_there() -> Result<(), Fault> {
     let mut trio = Trio::new(27).await?;
@@ -526,7 +526,7 @@ fn empty_welcome() -> Vec<u8> {
 
 // Shows: remove_users removes all of a user, and never the committer's own. Failure: another code than invalid_commit, or any
 // change. The removed one's commit is refused as not a member's.
-// covers DS-010 DS-049
+// covers DS-010, DS-049
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn remove_users_removes_whole_users() -> Result<(), Fault> {
     let mut trio = Trio::new(29).await?;

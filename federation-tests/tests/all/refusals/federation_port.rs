@@ -177,7 +177,7 @@ async fn proxied(raw: &Raw, request: &ClientRequest) -> Result<Result<Reply, Rej
 // Shows: a domain speaks for its own users only, though every one of these requests is rightly signed (S16). Failure: another code
 // than not_authorized, or any change. The control at the end proves that it was the peer that was wrong: through b.test the very
 // same octets are accepted.
-// covers DS-012 QS-032
+// covers DS-012, QS-032
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_cannot_speak_for_another_domains_user() -> Result<(), Fault> {
     let Trio { mut stage, alice, bob, mut room, .. } = Trio::new(5).await?;
@@ -275,7 +275,7 @@ fn taken(sequence: u64, responses: &[QueueingServiceResponse]) -> FrameAnswer {
 // Shows: lane frames are taken in strict order and once: a repeat gets the same answer and changes nothing, a gap and a conflict
 // change nothing at all, not even for the good frames beside them; a hub sends for its own groups only. Failure: any other answer,
 // an entry too many or too few in the queue. Not a failure: that a frame of a new incarnation begins at 1 again.
-// covers QS-001 QS-002 QS-040 QS-041 QS-042 QS-043
+// covers QS-001, QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
     use QueueingServiceResponse::{InvalidClientQueueInformation as Invalid, Ok as Good};

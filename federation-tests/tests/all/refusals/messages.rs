@@ -18,7 +18,7 @@ fn by(room: &Room, leaf: u32, person: &Person, message: Vec<u8>) -> ClientReques
 
 // Shows: only a PrivateMessage of content type application is sent on, and only in its own group (R1, R2). Failure: another code, no
 // answer (a crash while reading), or any change, such as an entry in a queue.
-// covers DS-060 DS-061 DS-062
+// covers DS-060, DS-061, DS-062
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_private_and_of_this_group() -> Result<(), Fault> {
     let Trio { mut stage, alice, mut room, .. } = Trio::new(51).await?;
@@ -62,7 +62,7 @@ async fn a_message_is_private_and_of_this_group() -> Result<(), Fault> {
 
 // Shows: a message is of an epoch shortly past at most, in which its sender was a member that has joined; others can neither send
 // nor pretend to. Failure: another code or detail, or any change.
-// covers DS-010 DS-011 DS-063 DS-064
+// covers DS-010, DS-011, DS-063, DS-064
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_by_a_member_of_its_epoch() -> Result<(), Fault> {
     let Trio { mut stage, alice, bob, carol, mut room } = Trio::new(52).await?;
@@ -131,7 +131,7 @@ async fn a_message_is_by_a_member_of_its_epoch() -> Result<(), Fault> {
 
 // Shows: a member sets its own queue, in its own domain, and nobody else's; the past state that a Welcome needs is given to the one
 // it was meant for, until that one has been heard of. Failure: another code, a tree for anyone else, or any change.
-// covers DS-022 DS-070 DS-080
+// covers DS-022, DS-070, DS-080
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queue_information_and_past_states_are_ones_own() -> Result<(), Fault> {
     let Trio { mut stage, alice, bob, carol, mut room } = Trio::new(53).await?;
