@@ -7,10 +7,9 @@ use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use mimi_node::base::limits::SHUTDOWN_TIMEOUT;
 use serde_json::Value;
 
-use crate::process::{ClientDirectory, NodeDirectory, Running, name_server, run};
+use crate::process::{ClientDirectory, NodeDirectory, PATIENCE, Running, name_server, run};
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}"))
@@ -70,22 +69,29 @@ async fn a_domain_is_set_up_and_talks() {
     let second = bob.run(&["whoami"]).await.sentence();
     assert!(second.contains("another mimi-client is running"), "{second}");
 
-    // Told to stop while somebody listens, the node ends in time and in peace; nothing that was said is gone afterwards.
-    let told = std::time::Instant::now();
+    // Told to stop while somebody listens, the node ends in peace (when it had to cut work off after its deadline, its exit code
+    // says so); nothing that was said is gone afterwards.
     node.signal("TERM").await;
     let (status, rest) = node.end().await;
-    assert!(status.success() && told.elapsed() < SHUTDOWN_TIMEOUT, "{status} after {:?}: {rest}", told.elapsed());
+    assert!(status.success(), "{status}: {rest}");
     listener.signal("INT").await;
     assert!(listener.end().await.0.success());
     let unreachable = alice.run(&["send", "us", "is anybody there", "--deadline", "2"]).await.sentence();
     assert!(unreachable.contains("tried again"), "{unreachable}");
 
     let node = site.serve(&dns).await;
-    alice.run(&["sync"]).await.ok();
-    let events = bob.run(&["sync"]).await.json();
-    assert_eq!(text(events.last().expect("a message"), "text"), "is anybody there");
-    let said: Vec<Value> = bob.run(&["history", "us-is-alices-name"]).await.status.code().into_iter().map(Value::from).collect();
-    assert_eq!(said, [Value::from(1)], "a name is its giver's alone");
+    let waiting = async {
+        while alice.run(&["whoami"]).await.json()[0]["outgoing"] != 0 {
+            alice.run(&["sync"]).await.ok();
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("what was not confirmed is sent again");
+    let mut listener = Running::start(bob.arguments(&["listen", "--count", "1"]));
+    listener.line_with("is anybody there").await;
+    assert!(listener.end().await.0.success());
+    // A name of a group is its giver's alone.
+    let unknown = bob.run(&["history", "us"]).await.sentence();
+    assert!(unknown.contains("\"us\""), "{unknown}");
     let said = bob.run(&["history", &group]).await.json();
     assert_eq!(
         said.iter().map(|line| text(line, "text")).collect::<Vec<_>>(),
@@ -114,8 +120,8 @@ async fn a_node_that_cannot_serve_says_why_in_one_sentence() {
     let said = serve(&replaced("federation = ", "federatoin = ")).await;
     assert!(said.contains("federatoin") && said.contains("line "), "{said}");
 
-    let taken = UdpSocket::bind("127.0.0.1:0").expect("a socket").local_addr().expect("an address");
-    let socket = UdpSocket::bind(taken).expect("a socket");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let taken = socket.local_addr().expect("an address");
     let said = serve(&replaced("federation = \"127.0.0.1:0\"", &format!("federation = \"{taken}\""))).await;
     assert!(said.contains(&taken.to_string()) && said.contains("in use"), "{said}");
     drop(socket);
