@@ -56,7 +56,7 @@ fn told_why(connection: &Connection, error: &FrameError) -> Option<quinn::Connec
 
 /// The accepting side: reads the peer's `hello` from its first stream, lets `check` judge it, and answers with `ours`. `check`
 /// returns whatever the handler wants to know of the peer (its domain above all, compared with the certificate by
-/// [`crate::transport::verify::names_domain`]), or a code and one sentence with which the connection is closed. An error has
+/// [`crate::identity::tls::names_domain`]), or a code and one sentence with which the connection is closed. An error has
 /// closed the connection; its text is for the log.
 pub async fn answer_hello<T>(
     connection: &Connection,

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::base::{Domain, limits};
+use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
-use crate::transport::verify::names_domain;
 use crate::transport::{
     Accepted, CloseCode, ConnectionHandler, EndpointSecret, NodeTls, Resolver, ResolverSettings, Service, accept, endpoint,
 };
@@ -270,7 +270,7 @@ async fn no_certificate_or_another_protocol_is_refused() {
     let ca = Ca::new("ca");
     let node = Node::start(&ca.node("b.test"), "1");
     // A client of the other port, which presents no certificate and another ALPN.
-    let pin = crate::transport::verify::spki_sha256(&ca.der).expect("a certificate");
+    let pin = crate::identity::tls::spki_hash(&ca.der).expect("a certificate");
     let config = crate::transport::tls::client_config(pin, None).expect("a client");
     let client = bind(None);
     let error = client.connect_with(config, node.address(), "b.test").expect("a dial").await.expect_err("another ALPN");

@@ -180,6 +180,13 @@ pub fn names_domain(certificate_der: &[u8], domain: &Domain) -> bool {
         || x509::srv_names(names).any(|name| name.eq_ignore_ascii_case(&srv_name))
 }
 
+/// The dNSNames and SRVNames of a certificate (DER), for messages; none when it is no certificate.
+pub fn names(certificate_der: &[u8]) -> Vec<String> {
+    let Some(certificate) = x509::parse(certificate_der) else { return Vec::new() };
+    let Some(names) = x509::alternative_names(&certificate) else { return Vec::new() };
+    x509::dns_names(names).chain(x509::srv_names(names)).map(str::to_owned).collect()
+}
+
 /// The SRVName (RFC 4985) of a domain's federation service. It names no transport, unlike the DNS record's owner.
 pub fn federation_srv_name(domain: &Domain) -> String {
     format!("_mimi-fed.{domain}")

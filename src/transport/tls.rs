@@ -27,9 +27,10 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use super::endpoint;
-use super::verify::{self, ClientVerifier, PeerVerifier, PinnedVerifier, Roots};
+use super::verify::{ClientVerifier, PeerVerifier, PinnedVerifier, Roots};
 use crate::base::secret::Secret;
 use crate::base::{Context as _, Domain, Fault, limits};
+use crate::identity::tls::{names, names_domain};
 
 /// ALPN of the federation port.
 pub const ALPN_FEDERATION: &[u8] = b"mimi-fed/1";
@@ -103,7 +104,7 @@ impl NodeTls {
     }
 
     /// For accepting peers: ALPN `mimi-fed/1`, client certificate required. Which domain it stands for is checked against the
-    /// peer's `hello` by the handler ([`verify::names_domain`]).
+    /// peer's `hello` by the handler ([`names_domain`]).
     pub fn federation_server(&self) -> Result<quinn::ServerConfig, Fault> {
         self.server(self.peer_verifier(), ALPN_FEDERATION, limits::PEER_STREAMS_MAX)
     }
@@ -207,8 +208,8 @@ fn read(
         )),
         other => Fault::because("the node's certificate and TLS key cannot be used", other),
     })?;
-    if !verify::names_domain(&leaf, domain) {
-        let names = verify::names(&leaf);
+    if !names_domain(&leaf, domain) {
+        let names = names(&leaf);
         let names = if names.is_empty() { "no domain at all".to_owned() } else { names.join(", ") };
         return Err(Fault::new(format!(
             "the node's certificate stands for {names}, but this node serves {domain}: issue one with the dNSName {domain}"
@@ -246,9 +247,9 @@ pub(crate) fn bare_federation_client(authority: &[u8]) -> Result<quinn::ClientCo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::tls::spki_hash;
     use crate::transport::accept::peer_chain;
     use crate::transport::testing::{Ca, Odd, bind, domain, local, pem_key};
-    use crate::transport::verify::spki_sha256;
 
     fn refusal(outcome: Result<NodeTls, Fault>) -> String {
         outcome.expect_err("must be refused").to_string()
@@ -285,8 +286,8 @@ mod tests {
         };
         let srv = |name: &str| names(Odd { srv_name: Some(name.to_owned()), ..Odd::default() }, &[]);
         let b = domain("b.test");
-        assert!(verify::names_domain(&names(Odd::default(), &["c.test", "B.test"]), &b));
-        assert!(verify::names_domain(&srv("_mimi-fed.b.test"), &b));
+        assert!(names_domain(&names(Odd::default(), &["c.test", "B.test"]), &b));
+        assert!(names_domain(&srv("_mimi-fed.b.test"), &b));
         for no in [
             names(Odd::default(), &["a.b.test", "*.test"]),
             srv("_mimi-fed.c.test"),
@@ -295,7 +296,7 @@ mod tests {
             ca.der.clone(),
             b"no certificate".to_vec(),
         ] {
-            assert!(!verify::names_domain(&no, &b));
+            assert!(!names_domain(&no, &b));
         }
     }
 
@@ -330,7 +331,7 @@ mod tests {
         let (tls_ca, other_ca) = (Ca::new("tls"), Ca::new("other"));
         let (root, other_root) = (Ca::new_ed25519("as"), Ca::new_ed25519("other as"));
         let node = tls_ca.node("b.test");
-        let pin = spki_sha256(&tls_ca.der).expect("a certificate");
+        let pin = spki_hash(&tls_ca.der).expect("a certificate");
         let as_roots = [other_root.der.clone(), root.der.clone()];
         let user = root.user("alice");
         let (certificate, key) = user.client();
@@ -346,7 +347,7 @@ mod tests {
         let outcome = connect(&node, &as_roots, pin, Some(&short)).await;
         assert!(outcome.as_ref().is_err_and(|error| error.contains("client certificate and its user")), "{outcome:?}");
 
-        let wrong_pin = spki_sha256(&other_ca.der).expect("a certificate");
+        let wrong_pin = spki_hash(&other_ca.der).expect("a certificate");
         let outcome = connect(&node, &as_roots, wrong_pin, Some(&alice)).await;
         assert!(outcome.as_ref().is_err_and(|error| error.contains("UnknownIssuer")), "another CA: {outcome:?}");
         let outcome = connect(&tls_ca.node("c.test"), &as_roots, pin, None).await;
@@ -359,7 +360,7 @@ mod tests {
         // A certificate of another CA, with the pinned CA merely sent along.
         let (chain, key) = other_ca.leaf(&["b.test"], &Odd::default());
         let forged = NodeTls::from_pem(&domain("b.test"), &(chain + &tls_ca.pem), &pem_key(&key), &tls_ca.pem).expect("one");
-        let pin = spki_sha256(&tls_ca.der).expect("a certificate");
+        let pin = spki_hash(&tls_ca.der).expect("a certificate");
         assert!(connect(&forged, &[], pin, None).await.is_err());
     }
 

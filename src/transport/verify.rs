@@ -15,68 +15,12 @@ use rustls::pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorit
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::base::crypto::sha256;
 use crate::base::{Domain, limits};
+use crate::identity::tls::{names, names_domain, spki_hash};
 
 /// The trusted roots of one role; replaced as a whole when a node reloads them.
 pub(super) type Roots = Arc<ArcSwap<Vec<TrustAnchor<'static>>>>;
-
-/// The service name in an SRVName (RFC 4985), `_mimi-fed.<domain>`.
-const SRV_NAME_SERVICE: &str = "_mimi-fed";
-
-/// Whether the certificate `der` stands for `domain`: a dNSName that is the domain, or an SRVName `_mimi-fed.<domain>`.
-/// Wildcards stand for nothing, nor does the subject's common name. Checks no signature. C3, RFC 9525 §6.
-pub fn names_domain(der: &[u8], domain: &Domain) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
-    names.value.general_names.iter().any(|name| match name {
-        GeneralName::DNSName(name) => name.eq_ignore_ascii_case(domain.as_str()),
-        GeneralName::OtherName(oid, value) => {
-            oid.to_id_string() == "1.3.6.1.5.5.7.8.7"
-                && srv_name(value)
-                    .is_some_and(|name| name.eq_ignore_ascii_case(&format!("{SRV_NAME_SERVICE}.{}", domain.as_str())))
-        }
-        _ => false,
-    })
-}
-
-/// The dNSNames and SRVNames of the certificate `der`, for messages.
-pub fn names(der: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let text = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::OtherName(_, value) => srv_name(value).map(str::to_owned),
-        _ => None,
-    };
-    names.value.general_names.iter().filter_map(text).collect()
-}
-
-/// The name in `[0] EXPLICIT IA5String` (RFC 4985 §2).
-fn srv_name(value: &[u8]) -> Option<&str> {
-    let name = unwrap_tlv(unwrap_tlv(value, 0xa0)?, 0x16)?;
-    std::str::from_utf8(name).ok().filter(|name| name.is_ascii())
-}
-
-/// The content of the one DER element with `tag` that `octets` must be. Two octets of length are enough for any name.
-fn unwrap_tlv(octets: &[u8], tag: u8) -> Option<&[u8]> {
-    let (length, content): (u16, _) = match octets {
-        [first, length @ 0..=0x7f, content @ ..] if *first == tag => (u16::from(*length), content),
-        [first, 0x81, length @ 0x80..=0xff, content @ ..] if *first == tag => (u16::from(*length), content),
-        [first, 0x82, high @ 1..=0xff, low, content @ ..] if *first == tag => (u16::from_be_bytes([*high, *low]), content),
-        _ => return None,
-    };
-    (content.len() == usize::from(length)).then_some(content)
-}
-
-/// SHA-256 of the SubjectPublicKeyInfo of the certificate `der`: what an invitation pins. `None` when it is no certificate.
-pub fn spki_sha256(der: &[u8]) -> Option<[u8; 32]> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    Some(sha256(certificate.public_key().raw))
-}
 
 /// serverAuth, clientAuth, both or none: public CAs no longer issue clientAuth, so either will do in either role.
 struct PeerPurposes;
@@ -274,7 +218,8 @@ impl ServerCertVerifier for PinnedVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(authority) = intermediates.iter().find(|certificate| spki_sha256(certificate) == Some(self.pin)) else {
+        let Some(authority) = intermediates.iter().find(|certificate| spki_hash(certificate).is_ok_and(|hash| hash == self.pin))
+        else {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         };
         let root = webpki::anchor_from_trusted_cert(authority).map_err(refused)?;
