@@ -37,7 +37,10 @@ impl Service {
         Self::check_time(&request.content, now)?;
         let token_hash = hash_token(&body.token);
         // AS-001: the token is of an invitation that is neither used nor expired.
-        let user = self.storage.invited_user(&token_hash, now).await?.ok_or(ErrorCode::InvalidToken)?;
+        let Some(user) = self.storage.invited_user(&token_hash, now).await? else {
+            // Perhaps used up a moment ago, by this very request.
+            return self.stored_answer(&key, now).await?.ok_or(ErrorCode::InvalidToken.into());
+        };
         let certificate = self
             .keys
             .as_root
