@@ -63,14 +63,6 @@ pub enum ResolvedCommit {
     Refused(ErrorCode),
 }
 
-/// What came of sending a message of the outbox.
-enum Settled {
-    /// The hub has it.
-    Sent(SentMessage),
-    /// It is to be made anew, and is still the holder's: `behind` this epoch, or because proposals wait.
-    Stale { held: Held, behind: Option<u64> },
-}
-
 impl Client {
     /// Creates a group on the own domain, with this client as its only member. `name` is for this client's eyes only.
     pub async fn create_group(&self, name: Option<&str>) -> Result<GroupUri> {
@@ -103,74 +95,25 @@ impl Client {
     ///
     /// On [`ClientError::NotConfirmed`] the message stays in the outbox and is sent, once, as soon as the hub can be reached.
     pub async fn send(&self, group: &GroupUri, text: &str) -> Result<SentMessage> {
-        self.send_by(group, text, None, self.deadline()).await
-    }
-
-    /// As [`Client::send`]; `stale` is the same text in the outbox, refused because the group had changed.
-    async fn send_by(&self, group: &GroupUri, text: &str, mut stale: Option<Held>, deadline: Instant) -> Result<SentMessage> {
+        let deadline = self.deadline();
         for attempt in 0..ATTEMPTS_MAX {
-            match self.try_send(group, text, &mut stale, deadline).await {
-                Ok(Some(sent)) => return Ok(sent),
-                Ok(None) => self.pause(attempt).await,
-                Err(error) => return self.leave_stale(group, stale, error).await,
+            let proposals = {
+                let group = group.clone();
+                self.transact(move |core| core.member_of(&group).map(|_| core.has_proposals(&group))).await?
+            };
+            if proposals {
+                self.run_commit(group, Plan::Update, deadline).await?;
             }
-            if Instant::now() >= deadline {
-                break;
+            let made = {
+                let (group, text) = (group.clone(), text.to_owned());
+                self.make(move |core| core.make_message(&group, text)).await?
+            };
+            if let Some(sent) = self.settle_message(made, deadline).await? {
+                return Ok(sent);
             }
+            self.pause(attempt).await;
         }
-        self.leave_stale(group, stale, ClientError::NotReached("the group keeps changing".into())).await
-    }
-
-    /// One try; `None` when the group has changed meanwhile. Until the text is made anew it stays in the outbox as `stale`.
-    async fn try_send(
-        &self,
-        group: &GroupUri,
-        text: &str,
-        stale: &mut Option<Held>,
-        deadline: Instant,
-    ) -> Result<Option<SentMessage>> {
-        let proposals = {
-            let group = group.clone();
-            self.transact(move |core| core.member_of(&group).map(|_| core.has_proposals(&group))).await?
-        };
-        if proposals {
-            self.run_commit(group, Plan::Update, deadline).await?;
-        }
-        let made = {
-            let (group, text) = (group.clone(), text.to_owned());
-            let replaced = stale.as_ref().map(|held| held.outgoing.request);
-            self.make(move |core| core.make_message(&group, text, replaced)).await?
-        };
-        *stale = None;
-        match self.settle_message(made, deadline).await? {
-            Settled::Sent(sent) => Ok(Some(sent)),
-            Settled::Stale { held, behind } => {
-                *stale = Some(held);
-                if let Some(epoch) = behind {
-                    self.await_epoch(group, epoch, deadline).await?;
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Why a text was not sent; when it stays in the outbox, the error says so.
-    async fn leave_stale<T>(&self, group: &GroupUri, stale: Option<Held>, error: ClientError) -> Result<T> {
-        let Some(held) = stale else { return Err(error) };
-        let is_member = {
-            let group = group.clone();
-            self.transact(move |core| Ok(core.member_of(&group).is_ok())).await?
-        };
-        match error {
-            ClientError::Fault(_) | ClientError::NotConfirmed(_) => Err(error),
-            // A Commit of pending proposals that was refused for good does not pass later either.
-            error if !is_member || matches!(error, ClientError::Refused(_)) => {
-                let request = held.outgoing.request;
-                self.transact(move |core| core.give_up(request)).await?;
-                Err(error)
-            }
-            error => Err(ClientError::NotConfirmed(error.to_string())),
-        }
+        Err(ClientError::NotReached("the group keeps changing".into()))
     }
 
     /// This client's groups.
@@ -379,21 +322,23 @@ impl Client {
         self.transact(move |core| core.settle_commit(request, answer)).await
     }
 
-    /// As [`Client::settle_commit`] for a message.
-    async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Settled> {
-        let Purpose::Message { epoch, hash, .. } = &held.outgoing.purpose else {
+    /// As [`Client::settle_commit`] for a message; `None` when it is to be made anew.
+    async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Option<SentMessage>> {
+        let Purpose::Message { group, epoch, hash, .. } = &held.outgoing.purpose else {
             return Err(Fault::new("a message that is none").into());
         };
+        let group: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let (request, epoch, message_hash) = (held.outgoing.request, *epoch, *hash);
         let answer = self.ask_held(&held, deadline).await?;
         let outcome = self.transact(move |core| core.settle_message(request, answer)).await?;
+        drop(held);
         match outcome {
             MessageOutcome::Accepted(accepted) => {
-                Ok(Settled::Sent(SentMessage { request, epoch, message_hash, accepted_at_ms: accepted.accepted_at_ms }))
+                Ok(Some(SentMessage { request, epoch, message_hash, accepted_at_ms: accepted.accepted_at_ms }))
             }
             MessageOutcome::Refused(rejection) => Err(rejection.into()),
-            MessageOutcome::Outdated => Ok(Settled::Stale { held, behind: Some(epoch) }),
-            MessageOutcome::Proposals => Ok(Settled::Stale { held, behind: None }),
+            MessageOutcome::Outdated => self.await_epoch(&group, epoch, deadline).await.map(|()| None),
+            MessageOutcome::Proposals => Ok(None),
         }
     }
 
@@ -431,14 +376,8 @@ impl Client {
     async fn resume_one(&self, outgoing: Outgoing, deadline: Instant) -> Result<()> {
         let parse =
             |group: &String| group.parse::<GroupUri>().map_err(|error| Fault::because("the outbox names no group", error));
-        let Some(mut held) = self.shared.busy.take(outgoing) else { return Ok(()) };
-        // Whoever had it until now may have settled it, or left it to be made anew: sent again as it was, its text could come
-        // twice.
-        let request = held.outgoing.request;
-        let now = self.transact(move |core| Ok(core.state.outbox.iter().find(|kept| kept.request == request).cloned())).await?;
-        let Some(now) = now else { return Ok(()) };
-        held.outgoing = now;
-        let purpose = held.outgoing.purpose.clone();
+        let purpose = outgoing.purpose.clone();
+        let Some(held) = self.shared.busy.take(outgoing) else { return Ok(()) };
         match &purpose {
             Purpose::KeyPackages | Purpose::CreateGroup { .. } => self.settle_other(held, deadline).await,
             Purpose::Commit { group, plan, .. } => {
@@ -453,18 +392,10 @@ impl Client {
                     CommitOutcome::Proposals => self.run_commit(&group, plan.clone(), deadline).await.map(drop),
                 }
             }
-            Purpose::Message { group, text, .. } => {
-                let group = parse(group)?;
-                let stale = if held.outgoing.is_stale() {
-                    held
-                } else {
-                    match self.settle_message(held, deadline).await? {
-                        Settled::Sent(_) => return Ok(()),
-                        Settled::Stale { held, .. } => held,
-                    }
-                };
-                self.send_by(&group, text, Some(stale), deadline).await.map(drop)
-            }
+            Purpose::Message { group, text, .. } => match self.settle_message(held, deadline).await? {
+                None => self.send(&parse(group)?, text).await.map(drop),
+                Some(_) => Ok(()),
+            },
         }
     }
 

@@ -45,9 +45,9 @@ pub(super) enum CommitOutcome {
 pub(super) enum MessageOutcome {
     /// The hub has it.
     Accepted(MessageAccepted),
-    /// The group has moved on since it was encrypted. It stays in the outbox, to be made anew.
+    /// The group has moved on since it was encrypted.
     Outdated,
-    /// The hub wants its Removes committed first; they are kept now. It stays in the outbox, to be made anew.
+    /// The hub wants its Removes committed first; they are kept now.
     Proposals,
     /// Refused for good.
     Refused(Rejection),
@@ -280,8 +280,8 @@ impl Core {
 
     // --- messages ----------------------------------------------------------------------------------------------------
 
-    /// Encrypts `text` and makes the request that sends it, in place of `stale`, one that is to be made anew.
-    pub(super) fn make_message(&mut self, group: &GroupUri, text: String, stale: Option<RequestId>) -> Result<Outgoing> {
+    /// Encrypts `text` and makes the request that sends it.
+    pub(super) fn make_message(&mut self, group: &GroupUri, text: String) -> Result<Outgoing> {
         self.member_of(group)?;
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
@@ -290,8 +290,6 @@ impl Core {
         let request = DsRequest::SendMessage(SendMessage { group_id: group.to_bytes().into(), message: message.into() });
         let service = ds(DsSenderId::LeafIndex(leaf_index), request);
         let purpose = Purpose::Message { group: group.to_string(), epoch, hash, text };
-        // One state write for both: the text is in the outbox once at any moment.
-        stale.and_then(|stale| self.take_outgoing(stale));
         let outgoing = self.enqueue(group.hub(), &service, purpose);
         let fields = json!({
             "group": group.to_string(), "request": outgoing.request.to_string(), "message": hex(&hash), "epoch": epoch,
@@ -304,11 +302,8 @@ impl Core {
 
     /// Takes in the answer to a message.
     pub(super) fn settle_message(&mut self, request: RequestId, answer: Answer) -> Result<MessageOutcome> {
-        let Some(outgoing @ Outgoing { purpose: Purpose::Message { .. }, .. }) = self.take_outgoing(request) else {
+        let Some(Outgoing { purpose: Purpose::Message { group, epoch, hash, text }, .. }) = self.take_outgoing(request) else {
             return Err(ClientError::Invalid("the message was settled by another operation".into()));
-        };
-        let Purpose::Message { group, epoch, hash, text } = outgoing.purpose.clone() else {
-            return Err(Fault::new("a message that is none").into());
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let mut fields = json!({ "group": group, "request": request.to_string(), "message": hex(&hash), "epoch": epoch });
@@ -335,18 +330,8 @@ impl Core {
                 }
             }
         };
-        if matches!(outcome, MessageOutcome::Outdated | MessageOutcome::Proposals) {
-            // What was refused is of no more use, but its text is still to be sent: also by the next run, should this one end now.
-            self.state.outbox.push(Outgoing { service: Blob::default(), ..outgoing });
-        }
         self.save()?;
         Ok(outcome)
-    }
-
-    /// Gives up a message that was to be made anew.
-    pub(super) fn give_up(&mut self, request: RequestId) -> Result<()> {
-        self.take_outgoing(request);
-        self.save()
     }
 }
 

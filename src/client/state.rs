@@ -165,17 +165,9 @@ pub enum GroupStatus {
 pub(super) struct Outgoing {
     pub(super) request: RequestId,
     pub(super) destination: String,
-    /// Encoded `wire::request::Service`. Empty for a message that was refused because the group had changed: its text is still
-    /// to be sent, as another request.
+    /// Encoded `wire::request::Service`.
     pub(super) service: Blob,
     pub(super) purpose: Purpose,
-}
-
-impl Outgoing {
-    /// Whether it is to be made anew before it can be sent.
-    pub(super) fn is_stale(&self) -> bool {
-        self.service.0.is_empty()
-    }
 }
 
 /// What an [`Outgoing`] is for, and what its answer will need.
