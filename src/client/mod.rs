@@ -348,7 +348,7 @@ impl Client {
         let shared = self.shared.clone();
         let done = tokio::task::spawn_blocking(move || {
             core.state.clock_offset_ms = shared.clock_offset_ms.load(Ordering::Relaxed);
-            let result = work(&mut core);
+            let result = core.run(work);
             let events = std::mem::take(&mut core.events);
             if events.iter().any(|event| matches!(event, Event::Joined { .. })) {
                 shared.key_packages_used.store(true, Ordering::Relaxed);

@@ -193,7 +193,7 @@ impl Core {
     fn try_entry(&mut self, group: &GroupUri, entry: &QueueEntry, tree: Option<&GroupState>) -> Result<Option<Need>> {
         let applied = match &entry.delivery {
             Delivery::MessagesLost | Delivery::Reset => {
-                self.events.push(Event::MessagesLost { group: group.clone() });
+                self.new_events.push(Event::MessagesLost { group: group.clone() });
                 Ok(Seen::new("lost", "ok"))
             }
             Delivery::Message(message) => self.apply(group, entry, message, tree),
@@ -214,7 +214,7 @@ impl Core {
         self.record_received(entry, &seen);
         let group = String::from_utf8_lossy(&entry.group_id).into_owned();
         tracing::debug!(group, entry.sequence, why, "passed over a queue entry");
-        self.events.push(Event::Unprocessable { group, sequence: entry.sequence, why });
+        self.new_events.push(Event::Unprocessable { group, sequence: entry.sequence, why });
     }
 
     fn record_received(&mut self, entry: &QueueEntry, seen: &Seen) {
@@ -312,7 +312,7 @@ impl Core {
         };
         self.remember(Some(entry.sequence), entry.arrived_at_ms, group, &sender, &text);
         let (group, sequence, at_ms) = (group.clone(), entry.sequence, entry.arrived_at_ms);
-        self.events.push(Event::Message { group, epoch, sequence, sender, text, at_ms });
+        self.new_events.push(Event::Message { group, epoch, sequence, sender, text, at_ms });
         Ok(seen)
     }
 
@@ -333,7 +333,7 @@ impl Core {
         mls.store_pending_proposal(provider.storage(), *proposal)
             .map_err(|error| Fault::new(format!("could not keep a proposal: {error}")))?;
         let epoch = mls.epoch().as_u64();
-        self.events.push(Event::Proposed { group: group.clone(), epoch });
+        self.new_events.push(Event::Proposed { group: group.clone(), epoch });
         Ok(Seen::new("proposal", "ok").by(sender))
     }
 
@@ -470,14 +470,14 @@ impl Core {
                 kept.status = GroupStatus::Left;
             }
             self.record("left", json!({ "group": group.to_string(), "epoch": epoch }));
-            self.events.push(Event::Left { group: group.clone(), epoch });
+            self.new_events.push(Event::Left { group: group.clone(), epoch });
             return Ok(true);
         }
         let after = self.members_now(group);
         self.record_epoch(group);
         let added = after.iter().filter(|client| !before.contains(client)).cloned().collect();
         let removed = before.into_iter().filter(|client| !after.contains(client)).collect();
-        self.events.push(Event::EpochChanged { group: group.clone(), epoch, by: by.clone(), added, removed });
+        self.new_events.push(Event::EpochChanged { group: group.clone(), epoch, by: by.clone(), added, removed });
         Ok(false)
     }
 
@@ -552,7 +552,7 @@ impl Core {
         self.state.groups.insert(group.to_string(), Group { status: GroupStatus::Member, name, queue_bound });
         self.record("joined", json!({ "group": group.to_string(), "epoch": epoch }));
         self.record_epoch(group);
-        self.events.push(Event::Joined { group: group.clone(), epoch });
+        self.new_events.push(Event::Joined { group: group.clone(), epoch });
     }
 
     /// The last sequence up to which everything is processed and in the state, if the node has not been told of it. What waits

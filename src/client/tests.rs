@@ -484,3 +484,29 @@ fn a_member_that_its_domain_does_not_vouch_for_cannot_come_in() {
     assert_eq!(alice.core.state.groups[&group.to_string()].status, GroupStatus::Stuck);
     assert_eq!(alice.core.groups[&group].epoch().as_u64(), 1);
 }
+
+#[test]
+fn a_client_that_cannot_write_or_is_closed_does_nothing_more() {
+    let (_a, _b, mut alice, mut bob, group) = pair();
+    let (epoch, message) = alice.says(&group, "hello");
+    // The state file cannot be replaced.
+    std::fs::create_dir(bob.dir.path().join("state.new")).expect("is in the way");
+    let message = Delivery::Message(DeliveredMessage { message: message.into(), receipt: None });
+    let taken = entry(2, &group, epoch, message);
+    assert!(bob.core.run(move |core| core.take_batch(vec![taken])).is_err());
+    assert!(bob.events().is_empty(), "nothing is told that the disk does not hold");
+    assert!(bob.core.run(|core| Ok(core.unacked())).is_err(), "and nothing acknowledged");
+    std::fs::remove_dir(bob.dir.path().join("state.new")).expect("is removed");
+    assert!(bob.core.run(|core| core.make_message(&group, "from memory".into())).is_err());
+
+    alice.core.close();
+    assert!(alice.core.run(|core| core.make_message(&group, "closed".into())).is_err());
+}
+
+#[test]
+fn work_that_panicked_is_the_last() {
+    let (_a, _b, mut alice, ..) = pair();
+    let interrupted = std::panic::AssertUnwindSafe(|| alice.core.run(|_| -> super::core::Result<()> { panic!("a bug") }));
+    assert!(std::panic::catch_unwind(interrupted).is_err());
+    assert!(alice.core.run(|core| core.save()).is_err());
+}

@@ -11,9 +11,7 @@ use mimi_node::wire::accounts::{AccountsMessage, AccountsRequest, Enrol};
 use mimi_node::wire::info::InfoRequest;
 use mimi_node::wire::keys::{ClaimKeyPackages, KeysRequest};
 use mimi_node::wire::qs::{AckEntries, CreateQueue, FetchEntries, QsMessage, QsRequest, QsSender};
-use mimi_node::wire::{
-    ClientRequest, Content, ErrorCode, Invitation, List, Rejection, Reply, Response, Service, decode, encode,
-};
+use mimi_node::wire::{ClientRequest, Content, ErrorCode, Invitation, List, Rejection, Reply, Response, Service, decode, encode};
 use rand::Rng as _;
 
 const UNKNOWN_CA: u8 = 48;
@@ -83,16 +81,17 @@ async fn a_client_of_another_domain_is_refused() -> Result<(), Fault> {
     let bob = stage.person(1, "bob").await?;
     let invitation = stage.world.invite(0, "zoe").await?;
     let site = stage.world.site(0).clone();
-    let dial = async |device: &Device| {
-        match Raw::client(site.client, &site.domain, invitation.tls_ca_spki_hash, Some(&device.tls())).await {
+    let dial =
+        async |device: &Device| match Raw::client(site.client, &site.domain, invitation.tls_ca_spki_hash, Some(&device.tls()))
+            .await
+        {
             Err(ended) => ended,
             Ok(raw) => {
                 let answer = raw.exchange(&encode(&info_of(&site.domain, &site.domain))).await;
                 assert!(answer.is_err(), "was answered");
                 raw.closed().await
             }
-        }
-    };
+        };
     assert_eq!(dial(&bob.device).await, Ended::Alert(UNKNOWN_CA), "a user of b.test");
     let mixed = Device { chain: vec![bob.device.chain[0].clone(), alice.user_certificate.clone()], ..bob.device.clone() };
     assert!(matches!(dial(&mixed).await, Ended::Alert(_)), "bob's client under alice's certificate");

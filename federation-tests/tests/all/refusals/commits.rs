@@ -74,7 +74,8 @@ async fn a_commit_is_its_senders_of_this_group_and_epoch() -> Result<(), Fault> 
     // Of another group of alice's: the commit is good there.
     let (mut other, create) = Room::forge(&trio.alice, &mut trio.stage.rng)?;
     let of_other = other.group.update(ALICE).expect("alice is a member");
-    trio.refuses("a group that is none", &other.request(ALICE, &alice, other.update_body(&of_other)), ErrorCode::UnknownGroup).await?;
+    trio.refuses("a group that is none", &other.request(ALICE, &alice, other.update_body(&of_other)), ErrorCode::UnknownGroup)
+        .await?;
     assert_eq!(trio.alice.ask(&create).await?, Ok(Reply::Done));
     trio.refuses("a commit of another group", &trio.alices(&of_other), ErrorCode::InvalidCommit).await?;
     let elsewhere = Room { uri: GroupUri::new(&trio.stage.domain(1), &[7; 16]), group: room.group.clone() };
@@ -372,7 +373,8 @@ async fn an_added_client_proves_who_it_is_and_where_its_queue_is() -> Result<(),
         let request = trio.adds(vec![package]);
         trio.refuses(what, &request, ErrorCode::InvalidCredential).await?;
         // Not even beside one who is good.
-        let both = vec![emil.key_package(&mut rng)?, key_package(impostor(&b, "finn", &mut rng)?.identity(), Some(&config), &mut rng)];
+        let both =
+            vec![emil.key_package(&mut rng)?, key_package(impostor(&b, "finn", &mut rng)?.identity(), Some(&config), &mut rng)];
         let request = trio.adds(both);
         trio.refuses(what, &request, ErrorCode::InvalidCredential).await?;
     }
@@ -387,7 +389,10 @@ async fn an_added_client_proves_who_it_is_and_where_its_queue_is() -> Result<(),
     for (what, config) in [
         ("the hub's domain", trio.alice.queue_for(&a)?),
         ("no domain", mimi_node::wire::ds::ClientQueueConfig { qs_domain: b"B.test".as_slice().into(), ..config.clone() }),
-        ("no information", mimi_node::wire::ds::ClientQueueConfig { client_queue_information: Opaque::default(), ..config.clone() }),
+        (
+            "no information",
+            mimi_node::wire::ds::ClientQueueConfig { client_queue_information: Opaque::default(), ..config.clone() },
+        ),
         ("too much", mimi_node::wire::ds::ClientQueueConfig { client_queue_information: vec![0; 513].into(), ..config.clone() }),
     ] {
         let package = key_package(dora.device.identity(), Some(&config), &mut rng);

@@ -193,7 +193,8 @@ async fn a_peer_cannot_speak_for_another_domains_user() -> Result<(), Fault> {
     let of_alice = of_alice.group.private_message(1);
     let of_alice = room.request(super::ALICE, &alice.device.key, room.message_body(of_alice));
     let (_, create) = Room::forge(&alice, &mut stage.rng)?;
-    for (what, request) in [("message", &message), ("update", &update), ("claim", &claim), ("hub's user", &of_alice), ("create", &create)]
+    for (what, request) in
+        [("message", &message), ("update", &update), ("claim", &claim), ("hub's user", &of_alice), ("create", &create)]
     {
         let answer = proxied(&through_c, request).await?;
         assert_eq!(answer, Err(Rejection::new(ErrorCode::NotAuthorized)), "{what}");
@@ -255,8 +256,7 @@ fn frame(lane_sequence: u64, recipients: &[&Opaque], text: &str) -> LaneFrame {
 
 impl Lane {
     async fn send(&self, frames: Vec<LaneFrame>) -> Result<LaneResult, Fault> {
-        let batch =
-            LaneBatch { group_id: self.group.to_bytes().into(), incarnation: self.incarnation, frames: frames.into() };
+        let batch = LaneBatch { group_id: self.group.to_bytes().into(), incarnation: self.incarnation, frames: frames.into() };
         match self.raw.ask_peer(&PeerRequest::Lanes(vec![batch].into())).await {
             Ok(PeerResponse::Lanes(answers)) => match &answers[..] {
                 [answer] => Ok(answer.result.clone()),
@@ -305,7 +305,11 @@ async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
     assert_eq!(lane.send(vec![frame(1, &[&good, &of_other_hub, &spoilt], "uno")]).await?, conflict);
     assert_eq!(lane.send(vec![LaneFrame { epoch: 8, ..first.clone() }]).await?, conflict, "another epoch");
     assert_eq!(lane.send(vec![frame(1, &[&good], "one")]).await?, conflict, "fewer recipients");
-    assert_eq!(lane.send(vec![frame(1, &[&good, &of_other_hub, &spoilt], "uno"), two.clone()]).await?, conflict, "and a good one");
+    assert_eq!(
+        lane.send(vec![frame(1, &[&good, &of_other_hub, &spoilt], "uno"), two.clone()]).await?,
+        conflict,
+        "and a good one"
+    );
     assert_eq!(lane.send(vec![frame(3, &[&good], "three")]).await?, LaneResult::Gap(2));
     assert_eq!(lane.send(vec![frame(u64::MAX, &[&good], "last")]).await?, LaneResult::Gap(2));
     let malformed = LaneResult::Refused(Rejection::new(ErrorCode::Malformed));
@@ -327,7 +331,10 @@ async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
     }
     stage.expect_unchanged(&before, "refused frames").await?;
 
-    assert_eq!(lane.send(vec![first, two]).await?, LaneResult::Accepted(vec![taken(1, &[Good, Invalid, Invalid]), taken(2, &[Good])].into()));
+    assert_eq!(
+        lane.send(vec![first, two]).await?,
+        LaneResult::Accepted(vec![taken(1, &[Good, Invalid, Invalid]), taken(2, &[Good])].into())
+    );
     let texts: Vec<String> = alice
         .entries()
         .await?
