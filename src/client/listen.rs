@@ -19,6 +19,7 @@ use super::outgoing::welcome_info;
 use super::receive::Need;
 use crate::base::ids::RequestId;
 use crate::base::{Context as _, GroupUri, UnixMillis, limits};
+use crate::wire::error::Retry;
 use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
@@ -365,7 +366,7 @@ impl Client {
                     self.shared.correct_clock(detail.server_time_ms);
                     return Err(ClientError::NotReached(rejection.to_string()));
                 }
-                let later = rejection.may_pass_later();
+                let later = rejection.code.retry() == Retry::Later;
                 Err(if later { ClientError::NotReached(rejection.to_string()) } else { rejection.into() })
             }
         }

@@ -37,8 +37,9 @@ const QUEUE_CONFIG_EXTENSION: u16 = 0xF0C0;
 /// Past epochs whose messages can still be read: one more than the hub accepts, for what is on its way.
 const PAST_EPOCHS_MAX: usize = 5;
 
-/// Messages of one sender that may be overtaken by later ones, and how many may be missing at once.
-const OUT_OF_ORDER_MAX: u32 = 64;
+/// How many later messages of the same sender may overtake one, and how many may be missing at once. A client may send as many
+/// at once as its node takes requests, and repeat one of them for as long as the hub is slow.
+const OUT_OF_ORDER_MAX: u32 = 512;
 const MISSING_MAX: u32 = 10_000;
 
 /// OpenMLS's provider: its RustCrypto, and a storage whose content this client writes to its own state file.

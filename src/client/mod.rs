@@ -321,8 +321,13 @@ impl Client {
             return Ok(known);
         }
         let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
-        let question =
-            Question { request: RequestId::random(), destination: self.shared.me.domain().clone(), service, key: None };
+        let question = Question {
+            request: RequestId::random(),
+            destination: self.shared.me.domain().clone(),
+            service,
+            key: None,
+            perhaps_done: false,
+        };
         let info = match self.shared.put(&question, deadline).await {
             Ok(Ok(Reply::DomainInfo(info))) => info,
             Ok(Ok(_)) => return Err(ClientError::Untrusted("the node answered info with something else".into())),
@@ -367,7 +372,13 @@ impl Client {
     }
 
     async fn ask_with(&self, key: &SigningKey, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {
-        let question = Question { request: RequestId::random(), destination: destination.clone(), service, key: Some(key) };
+        let question = Question {
+            request: RequestId::random(),
+            destination: destination.clone(),
+            service,
+            key: Some(key),
+            perhaps_done: false,
+        };
         match self.shared.put(&question, deadline).await {
             Ok(answer) => Ok(answer?),
             Err(error) => Err(ClientError::NotReached(error.0)),

@@ -13,7 +13,7 @@ use super::state::Outgoing;
 use crate::base::crypto::SigningKey;
 use crate::base::ids::RequestId;
 use crate::base::{Domain, Fault, UnixMillis, limits};
-use crate::wire::error::{ErrorCode, RetryAfter, Sent, UnreachableReason};
+use crate::wire::error::{ErrorCode, Retry, RetryAfter, Sent, UnreachableReason};
 use crate::wire::request::Service;
 use crate::wire::{Content, Rejection, decode};
 
@@ -38,20 +38,22 @@ pub(super) struct Question<'a> {
     pub(super) service: Service,
     /// `None` for `info`, which nobody signs.
     pub(super) key: Option<&'a SigningKey>,
+    /// Whether an earlier try may have been acted on: then a refusal of this one is not the last word.
+    pub(super) perhaps_done: bool,
 }
 
 impl<'a> Question<'a> {
     /// A request kept in the outbox, as it was made.
-    pub(super) fn kept(outgoing: &Outgoing, key: &'a SigningKey) -> Result<Self, Fault> {
+    pub(super) fn kept(outgoing: &Outgoing, perhaps_done: bool, key: &'a SigningKey) -> Result<Self, Fault> {
         let destination = outgoing.destination.parse().map_err(|error| Fault::because("the outbox names no domain", error))?;
         let service = decode(&outgoing.service.0).map_err(|error| Fault::because("the outbox is damaged", error))?;
-        Ok(Self { request: outgoing.request, destination, service, key: Some(key) })
+        Ok(Self { request: outgoing.request, destination, service, key: Some(key), perhaps_done })
     }
 
     /// Sends the request until it is answered for good. `offset_ms` is the clock's correction; it is adjusted once when the
     /// node says that the clock is off.
     pub(super) async fn ask(&self, node: &Node, offset_ms: &mut i64, deadline: Instant) -> Result<Answer, NotConfirmed> {
-        let (mut wait, mut adjusted, mut perhaps_done) = (WAIT_FIRST, false, false);
+        let (mut wait, mut adjusted, mut perhaps_done) = (WAIT_FIRST, false, self.perhaps_done);
         loop {
             let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(*offset_ms));
             let content = Content::new(&self.destination, self.request, now, self.service.clone());
@@ -71,7 +73,7 @@ impl<'a> Question<'a> {
                             continue;
                         }
                         // "Not acted on" about this try says nothing about an earlier one.
-                        if !rejection.may_pass_later() || (is_hopeless(&rejection) && !perhaps_done) {
+                        if is_final(&rejection, perhaps_done) {
                             return Ok(Err(rejection));
                         }
                         perhaps_done |= rejection.as_unreachable().is_none_or(|detail| detail.sent == Sent::OutcomeUnknown);
@@ -104,6 +106,11 @@ fn is_hopeless(rejection: &Rejection) -> bool {
         .is_some_and(|detail| detail.sent == Sent::NotSent && matches!(detail.why, NoSuchDomain | DoesNotFederate | Denied))
 }
 
+/// Whether `rejection` is the answer for good.
+fn is_final(rejection: &Rejection, perhaps_done: bool) -> bool {
+    rejection.code.retry() != Retry::Later || (is_hopeless(rejection) && !perhaps_done)
+}
+
 fn asked_to_wait(rejection: &Rejection) -> Duration {
     match rejection.code {
         ErrorCode::RateLimited => decode::<RetryAfter>(&rejection.detail)
@@ -121,7 +128,14 @@ impl Busy {
     pub(super) fn take(self: &Arc<Self>, outgoing: Outgoing) -> Option<Held> {
         let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(outgoing.request);
         // Built only when it is ours: dropping it gives the request back.
-        if taken { Some(Held { outgoing, busy: self.clone() }) } else { None }
+        if taken { Some(Held { outgoing, tried: true, busy: self.clone() }) } else { None }
+    }
+
+    /// As [`Busy::take`], for a request that was just made and never sent.
+    pub(super) fn take_new(self: &Arc<Self>, outgoing: Outgoing) -> Option<Held> {
+        let mut held = self.take(outgoing)?;
+        held.tried = false;
+        Some(held)
     }
 
     /// Gives back a request that was kept with [`Held::keep`].
@@ -134,6 +148,8 @@ impl Busy {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) outgoing: Outgoing,
+    /// Whether someone may have sent it before; nobody knows of requests found in the outbox.
+    pub(super) tried: bool,
     busy: Arc<Busy>,
 }
 
@@ -178,5 +194,9 @@ mod tests {
         assert!(!unreachable(UnreachableReason::NoSuchDomain, Sent::OutcomeUnknown));
         assert!(!unreachable(UnreachableReason::TimedOut, Sent::NotSent));
         assert!(!is_hopeless(&Rejection::new(ErrorCode::Internal)));
+        let denied = Rejection::unreachable(UnreachableReason::Denied, Sent::NotSent);
+        assert!(is_final(&denied, false));
+        assert!(!is_final(&denied, true), "an earlier try may have been accepted");
+        assert!(is_final(&Rejection::new(ErrorCode::NotAuthorized), true));
     }
 }
