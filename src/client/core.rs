@@ -243,11 +243,6 @@ impl Core {
         self.state.groups.get_mut(&group.to_string())
     }
 
-    /// Whether the hub of a group still has an invitation's queue config.
-    pub(super) fn has_unbound(&self) -> bool {
-        self.state.groups.values().any(|kept| kept.status == GroupStatus::Member && !kept.queue_bound)
-    }
-
     /// Logs the epoch that `group` is in now.
     pub(super) fn record_epoch(&mut self, group: &GroupUri) {
         let Some(mls) = self.groups.get(group) else { return };

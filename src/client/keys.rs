@@ -1,6 +1,8 @@
 //! Keeping KeyPackages published (R7).
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,15 +13,23 @@ use crate::wire::Reply;
 use crate::wire::keys::{KeysMessage, KeysRequest};
 use crate::wire::request::Service;
 
+/// How often KeyPackages are counted without a reason.
+pub(super) const COUNT_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 impl Client {
-    /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time.
+    /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time, and
+    /// now and then.
     pub(super) async fn top_up_key_packages(&self, deadline: Instant) -> Result<()> {
-        if !self.shared.key_packages_used.swap(false, Ordering::Relaxed) {
+        let used = self.shared.key_packages_used.swap(false, Ordering::Relaxed);
+        let now = Instant::now();
+        if !used && now < *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) {
             return Ok(());
         }
         let done = self.top_up(deadline).await;
         if done.is_err() {
             self.shared.key_packages_used.store(true, Ordering::Relaxed);
+        } else {
+            *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) = now + COUNT_INTERVAL;
         }
         done
     }

@@ -143,8 +143,16 @@ struct Shared {
     acknowledging: AtomicBool,
     /// One per group, held while a Commit is made and settled.
     groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    /// One per group, held while what waits for something is looked after.
+    backlogs: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    /// Held during a round of chores.
+    chores: Mutex<()>,
+    /// Told when a listener's next round of chores should not wait.
+    chores_due: Notify,
     /// Whether a Welcome may have used a KeyPackage since they were last counted.
     key_packages_used: AtomicBool,
+    /// When the KeyPackages are to be counted in any case: others claim them without ever sending a Welcome, and they expire.
+    key_packages_due: std::sync::Mutex<Instant>,
 }
 
 /// Events not handed out yet.
@@ -246,7 +254,11 @@ impl Client {
                 receiving: Mutex::default(),
                 acknowledging: AtomicBool::new(false),
                 groups: std::sync::Mutex::default(),
+                backlogs: std::sync::Mutex::default(),
+                chores: Mutex::default(),
+                chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),
+                key_packages_due: std::sync::Mutex::new(Instant::now() + keys::COUNT_INTERVAL),
             }),
         })
     }
@@ -407,6 +419,10 @@ impl Shared {
             self.clock_offset_ms.store(offset, Ordering::Relaxed);
         }
         answer
+    }
+
+    fn backlog_lock(&self, group: &GroupUri) -> Arc<Mutex<()>> {
+        self.backlogs.lock().unwrap_or_else(PoisonError::into_inner).entry(group.clone()).or_default().clone()
     }
 
     fn group_lock(&self, group: &GroupUri) -> Arc<Mutex<()>> {

@@ -30,7 +30,7 @@ pub(super) enum Need {
     /// What a domain publishes.
     Domain(Domain),
     /// The tree for the Welcome to this KeyPackage.
-    Tree { reference: KeyPackageRef, epoch: u64 },
+    Tree { sequence: u64, reference: KeyPackageRef, epoch: u64 },
     /// The answer to the own pending Commit.
     OwnCommit,
 }
@@ -148,9 +148,9 @@ impl Core {
         Ok(())
     }
 
-    /// Applies what waits for `group`, as far as it goes; the tree is for the first entry. Says what the rest needs. Writes the
-    /// state when something changed.
-    pub(super) fn take_backlog(&mut self, group: &GroupUri, tree: Option<&GroupState>) -> Result<Option<Need>> {
+    /// Applies what waits for `group`, as far as it goes; the tree is for the Welcome of the entry with that sequence. Says what
+    /// the rest needs. Writes the state when something changed.
+    pub(super) fn take_backlog(&mut self, group: &GroupUri, tree: Option<(u64, &GroupState)>) -> Result<Option<Need>> {
         let before = self.state.backlog.get(&group.to_string()).map_or(0, Vec::len);
         let need = self.drain_backlog(group, tree)?;
         let after = self.state.backlog.get(&group.to_string()).map_or(0, Vec::len);
@@ -161,12 +161,13 @@ impl Core {
     }
 
     /// As [`Core::take_backlog`], leaving the state write to the caller.
-    pub(super) fn drain_backlog(&mut self, group: &GroupUri, mut tree: Option<&GroupState>) -> Result<Option<Need>> {
+    pub(super) fn drain_backlog(&mut self, group: &GroupUri, tree: Option<(u64, &GroupState)>) -> Result<Option<Need>> {
         let name = group.to_string();
         let waiting = self.state.backlog.remove(&name).unwrap_or_default();
         for (at, octets) in waiting.iter().enumerate() {
             let Ok(entry) = decode::<QueueEntry>(&octets.0) else { continue };
-            if let Some(need) = self.try_entry(group, &entry, tree.take())? {
+            let tree = tree.filter(|(sequence, _)| *sequence == entry.sequence).map(|(_, tree)| tree);
+            if let Some(need) = self.try_entry(group, &entry, tree)? {
                 let rest = waiting.get(at..).unwrap_or_default().to_vec();
                 self.state.backlog.insert(name, rest);
                 return Ok(Some(need));
@@ -175,16 +176,13 @@ impl Core {
         Ok(None)
     }
 
-    /// Gives up the first entry that waits for `group`, and applies the rest as far as it goes.
-    pub(super) fn skip_backlog(&mut self, group: &GroupUri, why: String) -> Result<()> {
+    /// Gives up the entry with `sequence`, if it is the first that waits for `group`, and applies the rest as far as it goes.
+    pub(super) fn skip_backlog(&mut self, group: &GroupUri, sequence: u64, why: String) -> Result<()> {
         let Some(waiting) = self.state.backlog.get_mut(&group.to_string()) else { return Ok(()) };
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let first = waiting.remove(0);
-        if let Ok(entry) = decode::<QueueEntry>(&first.0) {
-            self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), why);
-        }
+        let first = waiting.first().and_then(|first| decode::<QueueEntry>(&first.0).ok());
+        let Some(entry) = first.filter(|entry| entry.sequence == sequence) else { return Ok(()) };
+        waiting.remove(0);
+        self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), why);
         self.drain_backlog(group, None)?;
         self.save()
     }
@@ -499,7 +497,9 @@ impl Core {
         if self.domain_info(group.hub()).is_none() {
             return Err(Unapplied::Waits(Need::Domain(group.hub().clone())));
         }
-        let Some(tree) = tree else { return Err(Unapplied::Waits(Need::Tree { reference, epoch: entry.epoch })) };
+        let Some(tree) = tree else {
+            return Err(Unapplied::Waits(Need::Tree { sequence: entry.sequence, reference, epoch: entry.epoch }));
+        };
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);
         let joined = self.join(group, entry, welcome, tree);
@@ -549,6 +549,8 @@ impl Core {
     /// What follows from being a member now, as a joiner or as the creator.
     pub(super) fn became_member(&mut self, group: &GroupUri, name: Option<String>, queue_bound: bool) {
         let epoch = self.groups.get(group).map_or(0, |mls| mls.epoch().as_u64());
+        // Who comes back finds the group under the name it gave it.
+        let name = name.or_else(|| self.state.groups.get(&group.to_string()).and_then(|kept| kept.name.clone()));
         self.state.groups.insert(group.to_string(), Group { status: GroupStatus::Member, name, queue_bound });
         self.record("joined", json!({ "group": group.to_string(), "epoch": epoch }));
         self.record_epoch(group);

@@ -231,7 +231,10 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == a.domain));
     bob.core.pin(&a.domain, &a.info).expect("is pinned");
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree { epoch: 1, .. }))));
-    assert!(matches!(bob.core.take_backlog(&group, Some(&tree)), Ok(None)));
+    // Neither another entry's tree nor giving up another entry touches this one.
+    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree { sequence: 1, .. }))));
+    bob.core.skip_backlog(&group, 2, "not this one".into()).expect("does nothing");
+    assert!(matches!(bob.core.take_backlog(&group, Some((1, &tree))), Ok(None)));
     assert_eq!(bob.events(), [Event::Joined { group: group.clone(), epoch: 1 }]);
     alice.events();
     (a, b, alice, bob, group)
