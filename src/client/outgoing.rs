@@ -241,6 +241,16 @@ impl Core {
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
         let made = mls::commit(&self.provider, &self.leaf, mls, adds, removes, plan == Plan::Update)?;
+        if let Err(error) = self.check_own_commit(group) {
+            // Neither sent nor tried again with the same proposals.
+            if let Some(mls) = self.groups.get_mut(group) {
+                let storage = self.provider.storage();
+                mls.clear_pending_commit(storage).map_err(|error| Fault::because("could not withdraw a Commit", error))?;
+                mls.clear_pending_proposals(storage).map_err(|error| Fault::because("could not forget proposals", error))?;
+            }
+            self.save()?;
+            return Err(error);
+        }
         let hash = sha256(&made.commit);
         let group_id = Opaque::from(group.to_bytes());
         let group_update = GroupUpdate { commit: made.commit.into(), group_info: made.group_info.into() };

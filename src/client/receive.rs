@@ -3,8 +3,8 @@
 
 use openmls::group::MlsGroup;
 use openmls::prelude::{
-    ContentType, KeyPackageRef, LeafNodeIndex, MlsMessageBodyIn, ProcessedMessageContent, ProtocolMessage, Sender, StagedCommit,
-    Welcome,
+    ContentType, KeyPackageRef, LeafNodeIndex, MlsMessageBodyIn, ProcessedMessageContent, Proposal, ProtocolMessage, Sender,
+    StagedCommit, Welcome,
 };
 use openmls_traits::OpenMlsProvider as _;
 use serde_json::json;
@@ -328,6 +328,12 @@ impl Core {
         let ProcessedMessageContent::ProposalMessage(proposal) = processed.into_content() else {
             return bad("proposal", "refused", "a proposal of a kind that is not used");
         };
+        // What else there is in MLS is nobody's to propose in version 1: the hub removes, members renew their keys. A proposal
+        // that is kept goes into this client's next Commit, whatever it is.
+        match (&sender, proposal.proposal()) {
+            (None, Proposal::Remove(_)) | (Some(_), Proposal::Update(_)) => {}
+            _ => return bad("proposal", "refused", "a proposal of a kind that is not used"),
+        }
         mls.store_pending_proposal(provider.storage(), *proposal)
             .map_err(|error| Fault::new(format!("could not keep a proposal: {error}")))?;
         let epoch = mls.epoch().as_u64();
@@ -411,8 +417,34 @@ impl Core {
         now: UnixMillis,
     ) -> std::result::Result<ClientUri, Unapplied> {
         let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("commit", "undecryptable")), why };
+        let entering = mls::entering_leaves(staged, committer).map_err(wrong)?;
+        self.check_leaves(group, entering, committer, now)
+    }
+
+    /// Checks what the own pending Commit brings in, as everyone else will: members' proposals are in it, too.
+    pub(super) fn check_own_commit(&mut self, group: &GroupUri) -> Result<()> {
+        let Some(mls) = self.groups.get(group) else { return Ok(()) };
+        let Some(staged) = mls.pending_commit() else { return Ok(()) };
+        let committer = Some(mls.own_leaf_index());
+        let entering = mls::entering_leaves(staged, committer).map_err(ClientError::Untrusted)?;
+        match self.check_leaves(group, entering, committer, self.now()) {
+            Ok(_) => Ok(()),
+            Err(Unapplied::Bad { why, .. }) => Err(ClientError::Untrusted(why)),
+            Err(Unapplied::Waits(_)) => Err(ClientError::Untrusted("a leaf of a domain that is not known".into())),
+            Err(Unapplied::Fault(fault)) => Err(fault.into()),
+        }
+    }
+
+    fn check_leaves(
+        &mut self,
+        group: &GroupUri,
+        entering: Vec<(LeafClaim, Option<LeafNodeIndex>)>,
+        committer: Option<LeafNodeIndex>,
+        now: UnixMillis,
+    ) -> std::result::Result<ClientUri, Unapplied> {
+        let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("commit", "undecryptable")), why };
         let mut joiner = None;
-        for (claim, replaces) in mls::entering_leaves(staged, committer).map_err(wrong)? {
+        for (claim, replaces) in entering {
             let domain = claim.domain().map_err(wrong)?;
             let roots = self.roots(&domain).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
             let client = claim.check(&roots, now).map_err(wrong)?;

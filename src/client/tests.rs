@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use openmls::prelude::{Credential, CredentialType, ExternalSender};
+use openmls::prelude::{Credential, CredentialType, ExternalProposal, ExternalSender, SenderExtensionIndex};
 use serde_json::Value;
 use tempfile::TempDir;
 use tls_codec::Serialize as _;
@@ -335,7 +335,7 @@ fn of_two_commits_the_one_with_the_hubs_receipt_counts() {
     assert!(matches!(lost, Ok(CommitOutcome::Lost { epoch: 1 })));
     assert_eq!(alice.authenticator(&group), bob.authenticator(&group));
     // And the next one passes.
-    let next = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    let next = alice.core.make_commit(&group, Plan::Update, Vec::new(), Some(mine.request)).expect("is made");
     let (update, _) = update_of(&next);
     let receipt = a.receipt(&group, 3, &update.commit);
     let won = alice.core.settle_commit(next.request, Ok(Reply::CommitAccepted(receipt.clone())));
@@ -479,7 +479,10 @@ fn a_member_that_its_domain_does_not_vouch_for_cannot_come_in() {
     let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
     let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
     let package = mls::read_key_package(&bob.core.provider, &published.key_packages[0]).expect("is valid MLS");
-    let made = bob.core.make_commit(&group, Plan::Add(vec![carol.user()]), vec![package], None).expect("is made");
+    let plan = Plan::Add(vec![carol.user()]);
+    assert!(bob.core.make_commit(&group, plan.clone(), vec![package.clone()], None).is_err(), "bob knows no c.test at all");
+    bob.core.pin(&false_.domain, &false_.info).expect("is pinned: bob is taken in");
+    let made = bob.core.make_commit(&group, plan, vec![package], None).expect("is made");
     let (update, _) = update_of(&made);
     alice.deliver(&group, 2, &update.commit, Some(a.receipt(&group, 2, &update.commit)));
     assert!(matches!(alice.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == real.domain));
@@ -564,4 +567,39 @@ fn a_message_overtaken_by_many_is_still_read() {
     assert_eq!(alice.texts().len(), 100);
     alice.deliver(&group, epoch, &late, None);
     assert_eq!(alice.texts(), ["late"]);
+}
+
+/// The DS's own signature, as OpenMLS takes it.
+struct DsSigner<'a>(&'a SigningKey);
+
+impl openmls_traits::signatures::Signer for DsSigner<'_> {
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, openmls_traits::signatures::SignerError> {
+        Ok(self.0.sign(payload))
+    }
+
+    fn signature_scheme(&self) -> openmls_traits::types::SignatureScheme {
+        openmls_traits::types::SignatureScheme::ED25519
+    }
+}
+
+#[test]
+fn the_hub_can_propose_to_remove_and_nothing_else() {
+    let (a, b, mut alice, bob, group) = pair();
+    let mut mallory = Party::new(&a, "mallory");
+    let made = mallory.core.make_key_packages(1, false, UnixMillis::now()).expect("are made");
+    let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
+    let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
+    let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
+    let (id, epoch) = (alice.core.groups[&group].group_id().clone(), alice.core.groups[&group].epoch());
+    let (signer, index) = (DsSigner(&a.ds_key), SenderExtensionIndex::new(0));
+    let add = ExternalProposal::new_add::<Provider>(package, id.clone(), epoch, &signer, index).expect("is made");
+    alice.deliver(&group, 1, &add.tls_serialize_detached().expect("encodes"), None);
+    assert!(matches!(&alice.events()[..], [Event::Unprocessable { .. }]));
+    assert!(!alice.core.has_proposals(&group), "or the next Commit would carry it");
+    let leaf = bob.core.groups[&group].own_leaf_index();
+    let remove = ExternalProposal::new_remove::<Provider>(leaf, id, epoch, &signer, index).expect("is made");
+    alice.deliver(&group, 1, &remove.tls_serialize_detached().expect("encodes"), None);
+    assert_eq!(alice.events(), [Event::Proposed { group: group.clone(), epoch: 1 }]);
+    assert!(alice.core.has_proposals(&group));
+    drop(b);
 }
