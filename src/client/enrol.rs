@@ -52,6 +52,10 @@ impl Client {
             Some(loaded) => loaded,
             None => (new_state(invitation, device, &settings)?, Default::default()),
         };
+        if !settings.resolver.is_empty() {
+            // The one given before may have been wrong.
+            state.account.resolver.clone_from(&settings.resolver);
+        }
         store.save(&state, &values)?;
         if state.account.user_certificate.0.is_empty() {
             ask_for_certificate(&mut state, deadline).await?;

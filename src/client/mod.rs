@@ -310,6 +310,11 @@ impl Client {
         .await
     }
 
+    /// What happened during operations so far and was not handed out by [`Client::sync`] or a [`Listener`].
+    pub fn take_events(&self) -> Vec<Event> {
+        self.shared.inbox.take_all()
+    }
+
     /// The messages read and sent so far, oldest first.
     pub async fn history(&self, group: Option<&GroupUri>) -> Result<Vec<HistoryLine>> {
         let (dir, group) = (self.shared.dir.clone(), group.map(GroupUri::to_string));
