@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::error::ClientError;
 use super::event::Event;
-use super::history::{self, History, HistoryLine};
+use super::history::{History, HistoryLine};
 use super::log::{self, EventLog};
 use super::mls::{self, Leaf, Provider};
 use super::seal;
 use super::state::{Group, GroupStatus, Queue, State, Store};
 use crate::base::bytes::hex;
-use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::identity::AsRoots;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::info::DomainInfo;
@@ -122,7 +122,7 @@ impl Core {
         self.usable()?;
         let Some(store) = &self.store else { return Ok(()) };
         let written = (|| {
-            if self.state.history.len() >= history::UNSYNCED_LINES_MAX {
+            if self.state.history.len() >= limits::CLIENT_UNSYNCED_LINES_MAX {
                 self.history.sync()?;
                 self.state.history.clear();
             }

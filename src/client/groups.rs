@@ -17,15 +17,12 @@ use super::state::{Group, Outgoing, Plan, Purpose};
 use super::{Client, GroupSummary};
 use crate::base::bytes::hex;
 use crate::base::ids::RequestId;
-use crate::base::{ClientUri, Context as _, Fault, GroupUri, UserUri};
+use crate::base::{ClientUri, Context as _, Fault, GroupUri, UserUri, limits};
 use crate::wire::ds::{DsRequest, DsSenderId, GroupUpdate};
 use crate::wire::error::ErrorCode;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::request::Service;
 use crate::wire::{ClientRequest, Content, Rejection, Reply, Response};
-
-/// How often a Commit is made anew because another one came first, and a message because the group moved on.
-const ATTEMPTS_MAX: u32 = 64;
 
 /// A message that the hub has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +126,7 @@ impl Client {
 
     /// Encrypts and sends `text`, anew when the group moved on meanwhile. `kept` is its stale predecessor in the outbox.
     async fn send_on(&self, group: &GroupUri, text: &str, mut kept: Option<Held>, deadline: Instant) -> Result<SentMessage> {
-        for attempt in 0..ATTEMPTS_MAX {
+        for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let made = match self.make_message(group, text, kept.as_ref(), deadline).await {
                 Ok(made) => made,
                 Err(error) => return Err(self.give_up(kept, error).await),
@@ -220,7 +217,7 @@ impl Client {
                 if Instant::now() >= deadline {
                     return Err(ClientError::NotReached(format!("a Commit in {group} is being sent by another operation")));
                 }
-                sleep(Duration::from_millis(50)).await;
+                sleep(limits::CLIENT_COMMIT_BUSY_INTERVAL).await;
                 continue;
             };
             let same = matches!(&held.outgoing.purpose, Purpose::Commit { plan: its, .. } if *its == plan);
@@ -273,7 +270,7 @@ impl Client {
         // commits without ever looking into its queue would be the one who throws them away.
         self.receive(deadline).await?;
         let mut claimed: Vec<(UserUri, KeyPackage)> = Vec::new();
-        for attempt in 0..ATTEMPTS_MAX {
+        for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let (left, epoch) = self.claim(group, plan, &mut claimed, deadline).await?;
             let Some(left) = left else { return Ok(epoch) };
             let key_packages = claimed.iter().filter(|(user, _)| left.adds(user)).map(|(_, package)| package.clone()).collect();
@@ -377,7 +374,7 @@ impl Client {
 
     /// Takes in what the queue has until `group` is past `epoch`: what the hub says is on its way here.
     async fn await_epoch(&self, group: &GroupUri, epoch: u64, deadline: Instant) -> Result<()> {
-        let mut wait = Duration::from_millis(5);
+        let mut wait = limits::CLIENT_EPOCH_WAIT_FIRST;
         loop {
             let now = {
                 let group = group.clone();
@@ -393,7 +390,7 @@ impl Client {
                 return Err(ClientError::NotReached(format!("the Commit that ended epoch {epoch} of {group} did not arrive")));
             }
             sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_millis(500));
+            wait = (wait * 2).min(limits::CLIENT_EPOCH_WAIT_MAX);
         }
     }
 

@@ -2,19 +2,16 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Client;
 use super::core::Result;
 use super::error::ClientError;
+use crate::base::limits;
 use crate::wire::Reply;
 use crate::wire::keys::{KeysMessage, KeysRequest};
 use crate::wire::request::Service;
-
-/// How often KeyPackages are counted without a reason.
-pub(super) const COUNT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 impl Client {
     /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time, and
@@ -29,7 +26,8 @@ impl Client {
         if done.is_err() {
             self.shared.key_packages_used.store(true, Ordering::Relaxed);
         } else {
-            *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) = now + COUNT_INTERVAL;
+            *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) =
+                now + limits::CLIENT_KEY_PACKAGES_COUNT_INTERVAL;
         }
         done
     }

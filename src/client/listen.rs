@@ -26,25 +26,6 @@ use crate::wire::reply::GroupState;
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
 
-/// How long one round of receiving works on what other operations left undone. What remains is for the next round.
-const CHORES_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a listener looks after what waits, when nothing comes.
-const CHORES_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often a listener looks after what waits, while something does.
-const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long after the last push what it brought is surely acknowledged.
-const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Pushes that may wait to be taken, each of up to [`limits::FETCH_BYTES_MAX`]; more wait in QUIC's window.
-const PUSHES_MAX: usize = 8;
-
-/// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
-const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
-const RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
-
 impl Client {
     /// Takes in all that the queue has, does what was left undone, and returns what happened since the last call, also during
     /// other operations.
@@ -102,7 +83,7 @@ impl Client {
         while let Some(up_to) = unacked {
             let request = QsRequest::Ack(AckEntries { up_to });
             let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
-            let deadline = Instant::now() + CHORES_TIMEOUT;
+            let deadline = Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
             if let Err(error) = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await {
                 // Not confirmed or refused: the next acknowledgement covers these, too.
                 tracing::debug!(up_to, %error, "an acknowledgement did not pass");
@@ -117,7 +98,7 @@ impl Client {
     /// its own task: one whose hub does not answer holds up no other.
     pub(super) async fn settle_backlog(&self, deadline: Instant) -> Result<()> {
         let waiting: Vec<String> = self.transact(|core| Ok(core.state.backlog.keys().cloned().collect())).await?;
-        let soon = deadline.min(Instant::now() + CHORES_TIMEOUT);
+        let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT);
         let mut tasks = JoinSet::new();
         for group in waiting.iter().filter_map(|name| name.parse::<GroupUri>().ok()) {
             let client = self.clone();
@@ -179,10 +160,10 @@ impl Client {
     /// groups just joined, KeyPackages. One round at a time.
     pub(super) async fn chores(&self) -> Result<()> {
         let _one = self.shared.chores.lock().await;
-        let deadline = Instant::now() + CHORES_TIMEOUT;
+        let deadline = Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
         let joined = async {
             let settled = self.settle_backlog(deadline).await;
-            (settled, self.bind_queues(Instant::now() + CHORES_TIMEOUT).await)
+            (settled, self.bind_queues(Instant::now() + limits::CLIENT_CHORES_TIMEOUT).await)
         };
         let (resumed, (settled, bound), topped_up) =
             tokio::join!(self.resume_by(deadline), joined, self.top_up_key_packages(deadline));
@@ -214,7 +195,7 @@ impl Client {
                 self.transact(move |core| core.queue_update(&group)).await?
             };
             // One hub that does not answer must leave time for the next.
-            let soon = deadline.min(Instant::now() + CHORES_TIMEOUT / 4);
+            let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT / 4);
             match self.ask(group.hub(), service, soon).await {
                 Ok(_) => {
                     self.transact(move |core| {
@@ -307,7 +288,7 @@ async fn do_chores_for_ever(client: &Client) -> Result<()> {
 
 /// Subscribes, again and again.
 async fn subscribe_for_ever(client: &Client) -> Result<()> {
-    let mut wait = RESUBSCRIBE_FIRST;
+    let mut wait = limits::CLIENT_RESUBSCRIBE_FIRST;
     loop {
         let (began, mut of_use) = (Instant::now(), false);
         match receive_subscribed(client, &mut of_use).await {
@@ -316,12 +297,12 @@ async fn subscribe_for_ever(client: &Client) -> Result<()> {
             Ok(()) => {}
         }
         // Time alone does not tell: a node that is restarted often serves well in between.
-        if of_use || began.elapsed() > RESUBSCRIBE_MAX {
-            wait = RESUBSCRIBE_FIRST;
+        if of_use || began.elapsed() > limits::CLIENT_RESUBSCRIBE_MAX {
+            wait = limits::CLIENT_RESUBSCRIBE_FIRST;
         }
         let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
         sleep(pause).await;
-        wait = (wait * 2).min(RESUBSCRIBE_MAX);
+        wait = (wait * 2).min(limits::CLIENT_RESUBSCRIBE_MAX);
     }
 }
 
@@ -346,13 +327,13 @@ async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
     let request = content.sign(&shared.owner_key);
     let not_reached = |error: NoAnswer| ClientError::NotReached(error.to_string());
     let subscription = shared.node.subscribe(&request).await.map_err(not_reached)?;
-    let (sender, mut pushes) = mpsc::channel(PUSHES_MAX);
+    let (sender, mut pushes) = mpsc::channel(limits::CLIENT_PUSHES_MAX);
     // Dropped with this future, and with it what it runs.
     let mut tasks = JoinSet::new();
     tasks.spawn(read_pushes(subscription, sender));
     loop {
         // The last acknowledgement may have missed what came while it was on its way.
-        let Ok(first) = timeout_at(Instant::now() + ACKNOWLEDGE_INTERVAL, pushes.recv()).await else {
+        let Ok(first) = timeout_at(Instant::now() + limits::CLIENT_ACKNOWLEDGE_INTERVAL, pushes.recv()).await else {
             if client.transact(|core| Ok(core.unacked().is_some())).await?
                 && let Some(acknowledging) = Acknowledging::start(client)
             {
@@ -410,13 +391,13 @@ fn octets_of(entries: &[QueueEntry]) -> usize {
 }
 
 fn chores_interval(core: &Core) -> Duration {
-    if core.state.backlog.is_empty() { CHORES_INTERVAL } else { BACKLOG_INTERVAL }
+    if core.state.backlog.is_empty() { limits::CLIENT_CHORES_INTERVAL } else { limits::CLIENT_BACKLOG_INTERVAL }
 }
 
 impl Client {
     /// Gets at once what entries have begun to wait for; then the chores that follow from a group joined.
     async fn settle_new_backlog(&self) {
-        if let Err(error) = self.settle_backlog(Instant::now() + CHORES_TIMEOUT).await {
+        if let Err(error) = self.settle_backlog(Instant::now() + limits::CLIENT_CHORES_TIMEOUT).await {
             tracing::debug!(%error, "what waits could not be taken");
         }
         self.shared.chores_due.notify_one();

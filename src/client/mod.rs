@@ -59,14 +59,11 @@ use self::state::{State, Store};
 use crate::base::crypto::SigningKey;
 use crate::base::ids::{QueueId, RequestId};
 use crate::base::secret::Secret;
-use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::transport::ClientIdentity;
 use crate::wire::info::{DomainInfo, InfoRequest};
 use crate::wire::request::Service;
 use crate::wire::{ClientRequest, Reply, Response};
-
-/// The most events that wait to be handed out; the history keeps messages that fall out here.
-const INBOX_EVENTS_MAX: usize = 65_536;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -83,7 +80,7 @@ pub struct ClientSettings {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { resolver: Vec::new(), request_deadline: Duration::from_secs(60), log: None, key_packages: 20 }
+        Self { resolver: Vec::new(), request_deadline: limits::CLIENT_REQUEST_DEADLINE, log: None, key_packages: 20 }
     }
 }
 
@@ -169,7 +166,7 @@ impl Inbox {
         }
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.extend(new);
-        let surplus = events.len().saturating_sub(INBOX_EVENTS_MAX);
+        let surplus = events.len().saturating_sub(limits::CLIENT_INBOX_EVENTS_MAX);
         events.drain(..surplus);
         self.arrived.notify_waiters();
     }
@@ -258,7 +255,7 @@ impl Client {
                 chores: Mutex::default(),
                 chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),
-                key_packages_due: std::sync::Mutex::new(Instant::now() + keys::COUNT_INTERVAL),
+                key_packages_due: std::sync::Mutex::new(Instant::now() + limits::CLIENT_KEY_PACKAGES_COUNT_INTERVAL),
             }),
         })
     }

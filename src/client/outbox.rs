@@ -17,15 +17,6 @@ use crate::wire::error::{ErrorCode, Retry, RetryAfter, Sent, UnreachableReason};
 use crate::wire::request::Service;
 use crate::wire::{Content, Rejection, decode};
 
-/// The wait before the second try; it doubles from try to try.
-const WAIT_FIRST: Duration = Duration::from_millis(200);
-
-/// No wait between two tries is longer, unless the node asks for it.
-const WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// One try, proxying included: a little longer than the node itself allows.
-const TRY_TIMEOUT: Duration = Duration::from_secs(limits::CLIENT_REQUEST_TIMEOUT.as_secs() + 2);
-
 /// No answer came before the deadline.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -53,7 +44,7 @@ impl<'a> Question<'a> {
     /// Sends the request until it is answered for good. `offset_ms` is the clock's correction; it is adjusted once when the
     /// node says that the clock is off.
     pub(super) async fn ask(&self, node: &Node, offset_ms: &mut i64, deadline: Instant) -> Result<Answer, NotConfirmed> {
-        let (mut wait, mut adjusted, mut perhaps_done) = (WAIT_FIRST, false, self.perhaps_done);
+        let (mut wait, mut adjusted, mut perhaps_done) = (limits::CLIENT_WAIT_FIRST, false, self.perhaps_done);
         loop {
             let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(*offset_ms));
             let content = Content::new(&self.destination, self.request, now, self.service.clone());
@@ -62,7 +53,7 @@ impl<'a> Question<'a> {
                 None => content.unsigned(),
             };
             let mut at_least = Duration::ZERO;
-            let failed = match node.request(&request, deadline.min(Instant::now() + TRY_TIMEOUT)).await {
+            let failed = match node.request(&request, deadline.min(Instant::now() + limits::CLIENT_TRY_TIMEOUT)).await {
                 Ok(response) => match response.into_result() {
                     Ok(reply) => return Ok(Ok(reply)),
                     Err(rejection) => {
@@ -93,7 +84,7 @@ impl<'a> Question<'a> {
             }
             tracing::debug!(request = %self.request, failed, ?pause, "a request is tried again");
             sleep_until(next).await;
-            wait = (wait * 2).min(WAIT_MAX);
+            wait = (wait * 2).min(limits::CLIENT_WAIT_MAX);
         }
     }
 }
@@ -114,7 +105,7 @@ fn is_final(rejection: &Rejection, perhaps_done: bool) -> bool {
 fn asked_to_wait(rejection: &Rejection) -> Duration {
     match rejection.code {
         ErrorCode::RateLimited => decode::<RetryAfter>(&rejection.detail)
-            .map_or(Duration::ZERO, |detail| Duration::from_millis(detail.retry_after_ms.min(60_000))),
+            .map_or(Duration::ZERO, |detail| Duration::from_millis(detail.retry_after_ms).min(limits::CLIENT_RETRY_AFTER_MAX)),
         _ => Duration::ZERO,
     }
 }

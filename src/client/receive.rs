@@ -16,13 +16,10 @@ use super::mls::{self, LeafClaim};
 use super::state::{Blob, Group, GroupStatus, Purpose};
 use crate::base::bytes::hex;
 use crate::base::crypto::sha256;
-use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::wire::qs::{DeliveredMessage, Delivery, QueueEntry};
 use crate::wire::reply::GroupState;
 use crate::wire::{decode, encode};
-
-/// The most entries of one group that wait; more are passed over.
-const BACKLOG_ENTRIES_MAX: usize = 20_000;
 
 /// What an entry waits for.
 #[derive(Clone, Debug)]
@@ -135,7 +132,7 @@ impl Core {
         let name = group.to_string();
         // Whatever comes after an entry that waits, waits too: order matters within a group.
         if let Some(waiting) = self.state.backlog.get_mut(&name) {
-            if waiting.len() < BACKLOG_ENTRIES_MAX {
+            if waiting.len() < limits::CLIENT_BACKLOG_ENTRIES_MAX {
                 waiting.push(Blob(encode(&entry)));
             } else {
                 self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), "too much waits for this group".into());
