@@ -6,7 +6,7 @@ use std::time::Duration;
 use openmls::prelude::KeyPackage;
 use rand::Rng as _;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::core::{Core, Result};
 use super::error::ClientError;
@@ -199,7 +199,9 @@ impl Client {
     pub(super) async fn run_commit(&self, group: &GroupUri, plan: Plan, deadline: Instant) -> Result<u64> {
         // One Commit of this client at a time in a group: it would only race itself.
         let lock = self.shared.group_lock(group);
-        let _one = lock.lock().await;
+        let Ok(_one) = timeout_at(deadline, lock.lock()).await else {
+            return Err(ClientError::NotReached(format!("a Commit in {group} is being sent by another operation")));
+        };
         loop {
             // One left over from before comes first: OpenMLS holds it, and it may have been accepted.
             let (left_over, held) = {
