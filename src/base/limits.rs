@@ -253,3 +253,83 @@ pub const DOMAIN_INFO_BYTES_MAX: usize = 64 * 1024;
 
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
+// The client.
+
+/// A node that has not sent a single packet for this long after a request was written is taken for dead. QUIC itself would
+/// wait for the idle time-out.
+pub const CLIENT_SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How often a Commit is made anew because another one came first, and a message because the group moved on.
+pub const CLIENT_ATTEMPTS_MAX: u32 = 64;
+
+/// How many history lines stay in a client's state before the history's file is synced and they leave it. A sync a message would double its cost.
+pub const CLIENT_UNSYNCED_LINES_MAX: usize = 128;
+
+/// How far back from the history's end the last whole line is looked for, in octets: several times the longest line.
+pub const CLIENT_HISTORY_TAIL_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long one round of receiving works on what other operations left undone. What remains is for the next round.
+pub const CLIENT_CHORES_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a listener looks after what waits, when nothing comes.
+pub const CLIENT_CHORES_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often a listener looks after what waits, while something does.
+pub const CLIENT_BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long after the last push what it brought is surely acknowledged.
+pub const CLIENT_ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pushes that may wait to be taken, each of up to [`FETCH_BYTES_MAX`]; more wait in QUIC's window.
+pub const CLIENT_PUSHES_MAX: usize = 8;
+
+/// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
+pub const CLIENT_RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
+
+/// See [`CLIENT_RESUBSCRIBE_FIRST`].
+pub const CLIENT_RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
+
+/// Past epochs whose messages can still be read: one more than the hub accepts, for what is on its way.
+pub const CLIENT_PAST_EPOCHS_MAX: usize = 5;
+
+/// How many later messages of the same sender may overtake one that can still be read. A client may send as many at once as its
+/// node takes requests, and repeats one of them for as long as the hub is slow.
+pub const CLIENT_OUT_OF_ORDER_MAX: u32 = 512;
+
+/// How many messages of one sender may be missing at once.
+pub const CLIENT_MISSING_MAX: u32 = 10_000;
+
+/// The most events that wait to be handed out; the history keeps messages that fall out here.
+pub const CLIENT_INBOX_EVENTS_MAX: usize = 65_536;
+
+/// The wait before a client's second try of a request; it doubles from try to try.
+pub const CLIENT_WAIT_FIRST: Duration = Duration::from_millis(200);
+
+/// No wait between two tries of a request is longer, unless the node asks for it.
+pub const CLIENT_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// One try, proxying included: a little longer than the node itself allows.
+pub const CLIENT_TRY_TIMEOUT: Duration = Duration::from_secs(CLIENT_REQUEST_TIMEOUT.as_secs() + 2);
+
+/// The most entries of one group that wait; more are passed over.
+pub const CLIENT_BACKLOG_ENTRIES_MAX: usize = 20_000;
+
+/// How often KeyPackages are counted without a reason.
+pub const CLIENT_KEY_PACKAGES_COUNT_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// How long a client's operation tries, unless told otherwise.
+pub const CLIENT_REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a client waits for its good-bye to reach the node.
+pub const CLIENT_CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The longest wait that a client lets its node ask for.
+pub const CLIENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// The waits between looks into the queue for a Commit that the hub says is on its way: the first, and the longest.
+pub const CLIENT_EPOCH_WAIT_FIRST: Duration = Duration::from_millis(5);
+/// See [`CLIENT_EPOCH_WAIT_FIRST`].
+pub const CLIENT_EPOCH_WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// How often a client looks whether another of its operations is done with a Commit.
+pub const CLIENT_COMMIT_BUSY_INTERVAL: Duration = Duration::from_millis(50);

@@ -178,7 +178,9 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
         });
     }
     Some(match rejection.code {
-        ErrorCode::InvalidToken => "the invitation is used, has expired, or is not of this domain",
+        ErrorCode::InvalidToken => {
+            "the invitation is used, has expired, or is not of this domain: ask for a new one and enrol in a new directory (--dir)"
+        }
         ErrorCode::UnknownUser => "there is no such user, or none of its clients can be added now",
         ErrorCode::UnknownGroup => "the hub has no such group",
         ErrorCode::NotAuthorized => "that is not this client's to do",
@@ -213,12 +215,24 @@ async fn run(arguments: Arguments) -> Done {
         }
         _ => Client::open(&dir, settings).await?,
     };
+    let creates = matches!(command, Command::Create { .. });
+    let endless = matches!(command, Command::Listen { .. } | Command::Chat { .. });
     let done = tokio::select! {
         done = perform(&client, &dir, command, json) => done,
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        _ = tokio::signal::ctrl_c() => {
+            // That is how listening ends.
+            if endless { Ok(()) } else { Err(Failure("interrupted: what was begun is finished by `sync`".into())) }
+        }
     };
+    // Taken out of the queue along the way, so nobody will be told again. What the command itself did it has said already.
+    let own = |event: &Event| match event {
+        Event::EpochChanged { by, .. } => by == client.uri(),
+        Event::Joined { .. } => creates,
+        _ => false,
+    };
+    let told = client.take_events().iter().filter(|event| !own(event)).try_for_each(|event| say_event(json, event));
     client.close().await;
-    done
+    done.and(told)
 }
 
 fn default_dir() -> Done<PathBuf> {
@@ -304,7 +318,7 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             };
             for line in client.history(group.as_ref()).await? {
                 let object = serde_json::to_value(&line).map_err(|error| Failure(error.to_string()))?;
-                say(json, &object, || history_line(&line))?;
+                say(json, &object, || indented(&history_line(&line)))?;
             }
             Ok(())
         }
@@ -351,10 +365,8 @@ async fn chat(client: &Client, json: bool, group: &GroupUri) -> Done {
                 None => return Ok(()),
             },
             event = listener.next() => {
-                let event = event?;
-                if event.group() == Some(group) {
-                    say_event(json, &event)?;
-                }
+                // Also of other groups: nobody will be told again.
+                say_event(json, &event?)?;
             }
         }
     }
@@ -452,7 +464,17 @@ fn say(json: bool, object: &Value, text: impl FnOnce() -> String) -> Done {
 
 /// `text` without characters that a terminal would act upon: messages come from others.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    // Beside control characters: separators that some take for the end of a line, and what reorders a line.
+    let acts = |c: char| {
+        c.is_control() && c != '\n' && c != '\t'
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// `text` with all lines but the first indented: what begins at the left margin is this program's, not a message's.
+fn indented(text: &str) -> String {
+    text.replace('\n', "\n    ")
 }
 
 fn say_epoch(json: bool, group: &GroupUri, epoch: u64) -> Done {
@@ -460,7 +482,7 @@ fn say_epoch(json: bool, group: &GroupUri, epoch: u64) -> Done {
 }
 
 fn say_event(json: bool, event: &Event) -> Done {
-    say(json, &event_object(event), || event_line(event))
+    say(json, &event_object(event), || indented(&event_line(event)))
 }
 
 fn event_object(event: &Event) -> Value {
@@ -585,5 +607,8 @@ mod tests {
     #[test]
     fn what_others_wrote_cannot_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\u{fffd}[2Jb\nc");
+        assert_eq!(printable("a\u{2028}b\u{202e}c\rd"), "a\u{fffd}b\u{fffd}c\u{fffd}d");
+        // Nor look like another one's message.
+        assert_eq!(indented("[00] alice: hi\n[00] bob: no"), "[00] alice: hi\n    [00] bob: no");
     }
 }

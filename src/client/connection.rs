@@ -1,7 +1,6 @@
 //! [`Node`]: the client's connection to its own node, made when needed and made again when it breaks.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream};
 use tokio::sync::Mutex;
@@ -12,10 +11,6 @@ use crate::transport::discovery::{Resolver, ResolverSettings, Service};
 use crate::transport::endpoint::{self, EndpointSecret};
 use crate::transport::{ClientIdentity, CloseCode, frame, tls};
 use crate::wire::{ClientRequest, Response, decode, encode};
-
-/// A node that has not sent a single packet for this long after a request was written is taken for dead. QUIC itself would
-/// wait for the idle time-out.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// Why no answer came. The request may or may not have been acted on.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -61,7 +56,7 @@ impl Node {
             decode(&octets).map_err(text)
         };
         tokio::pin!(exchange);
-        if let Ok(answer) = timeout_at(deadline.min(Instant::now() + SILENCE_MAX), &mut exchange).await {
+        if let Ok(answer) = timeout_at(deadline.min(Instant::now() + limits::CLIENT_SILENCE_MAX), &mut exchange).await {
             return answer;
         }
         if connection.stats().udp_rx.datagrams == before {
@@ -87,7 +82,7 @@ impl Node {
         }
         for endpoint in self.endpoints.lock().await.iter_mut().filter_map(Option::take) {
             // A node that is gone is not waited for.
-            let _ = timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+            let _ = timeout(limits::CLIENT_CLOSE_TIMEOUT, endpoint.wait_idle()).await;
         }
     }
 

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::error::ClientError;
 use super::event::Event;
-use super::history::{self, History, HistoryLine};
+use super::history::{History, HistoryLine};
 use super::log::{self, EventLog};
 use super::mls::{self, Leaf, Provider};
 use super::seal;
 use super::state::{Group, GroupStatus, Queue, State, Store};
 use crate::base::bytes::hex;
-use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::identity::AsRoots;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::info::DomainInfo;
@@ -41,8 +41,12 @@ pub(super) struct Core {
     /// Event log lines and history lines that the next state write makes true.
     new_log_lines: Vec<String>,
     new_history_lines: Vec<HistoryLine>,
-    /// Events that the last state write made true.
+    /// Events that the next state write makes true.
+    pub(super) new_events: Vec<Event>,
+    /// Events that a state write has made true, for handing out.
     pub(super) events: Vec<Event>,
+    /// Whether a piece of work has begun and not ended: one that panicked leaves nobody knows what in memory.
+    working: bool,
     /// Why nothing more may happen: memory is ahead of a disk that could not be written.
     broken: Option<String>,
 }
@@ -82,19 +86,43 @@ impl Core {
             log,
             new_log_lines: Vec::new(),
             new_history_lines: Vec::new(),
+            new_events: Vec::new(),
             events: Vec::new(),
+            working: false,
             broken: None,
         })
     }
 
-    /// Writes the state; then what it makes true is written to history and log.
-    pub(super) fn save(&mut self) -> Result<()> {
-        let Some(store) = &self.store else { return Err(ClientError::Invalid("the client is closed".into())) };
-        if let Some(why) = &self.broken {
-            return Err(ClientError::Invalid(format!("the client must be opened again: {why}")));
+    /// Runs one piece of work. None is begun once the client is closed, or when what is in memory may not be what is on disk:
+    /// acting on that would acknowledge what a crash forgets and use keys twice.
+    pub(super) fn run<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.usable()?;
+        if self.working {
+            self.broken = Some("an earlier piece of work was interrupted by a bug".into());
+            self.usable()?;
         }
+        self.working = true;
+        let done = work(self);
+        self.working = false;
+        done
+    }
+
+    fn usable(&self) -> Result<()> {
+        if let Some(why) = &self.broken {
+            return Err(Fault::new(format!("the client must be opened again: {why}")).into());
+        }
+        match self.store {
+            Some(_) => Ok(()),
+            None => Err(ClientError::Invalid("the client is closed".into())),
+        }
+    }
+
+    /// Writes the state; then what it makes true is written to history and log, and its events may be handed out.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.usable()?;
+        let Some(store) = &self.store else { return Ok(()) };
         let written = (|| {
-            if self.state.history.len() >= history::UNSYNCED_LINES_MAX {
+            if self.state.history.len() >= limits::CLIENT_UNSYNCED_LINES_MAX {
                 self.history.sync()?;
                 self.state.history.clear();
             }
@@ -109,10 +137,16 @@ impl Core {
             }
             Ok::<_, Fault>(())
         })();
-        written.map_err(|fault| {
-            self.broken = Some(fault.to_string());
-            fault.into()
-        })
+        match written {
+            Ok(()) => {
+                self.events.append(&mut self.new_events);
+                Ok(())
+            }
+            Err(fault) => {
+                self.broken = Some(fault.to_string());
+                Err(fault.into())
+            }
+        }
     }
 
     /// Lets go of the state directory; nothing more can be done.
@@ -207,11 +241,6 @@ impl Core {
 
     pub(super) fn group_mut(&mut self, group: &GroupUri) -> Option<&mut Group> {
         self.state.groups.get_mut(&group.to_string())
-    }
-
-    /// Whether the hub of a group still has an invitation's queue config.
-    pub(super) fn has_unbound(&self) -> bool {
-        self.state.groups.values().any(|kept| kept.status == GroupStatus::Member && !kept.queue_bound)
     }
 
     /// Logs the epoch that `group` is in now.

@@ -52,6 +52,10 @@ impl Client {
             Some(loaded) => loaded,
             None => (new_state(invitation, device, &settings)?, Default::default()),
         };
+        if !settings.resolver.is_empty() {
+            // The one given before may have been wrong.
+            state.account.resolver.clone_from(&settings.resolver);
+        }
         store.save(&state, &values)?;
         if state.account.user_certificate.0.is_empty() {
             ask_for_certificate(&mut state, deadline).await?;
@@ -70,7 +74,7 @@ impl Client {
             let create = QsRequest::Create(CreateQueue { owner_key: self.owner_key().public().into() });
             let service = Service::Qs(QsMessage { sender: QsSender::Client(certificates), request: create });
             let destination = self.uri().domain().clone();
-            let question = Question { request, destination, service, key: Some(self.leaf_key()) };
+            let question = Question { request, destination, service, key: Some(self.leaf_key()), perhaps_done: true };
             let answer = self.shared.put(&question, deadline).await.map_err(|error| ClientError::NotReached(error.0))?;
             let Reply::QueueCreated(created) = answer? else {
                 return Err(ClientError::Untrusted("the node answered a new queue with something else".into()));
@@ -150,7 +154,7 @@ async fn enrol_over(node: &Node, state: &mut State, domain: &Domain, deadline: I
     let user_key = SigningKey::from_pkcs8(&state.account.user_key.0)?;
     let mut offset = state.clock_offset_ms;
     let mut ask = async |request, service, key| {
-        let question = Question { request, destination: domain.clone(), service, key };
+        let question = Question { request, destination: domain.clone(), service, key, perhaps_done: false };
         let answer = question.ask(node, &mut offset, deadline).await;
         answer.map_err(|error| ClientError::NotReached(error.0))?.map_err(ClientError::from)
     };

@@ -13,6 +13,9 @@ pub enum ClientError {
     /// next operation that gets through.
     #[error("not confirmed in time, and will be tried again: {0}")]
     NotConfirmed(String),
+    /// It may have been done, and nobody can tell any more: the answer came too late, and doing it again might double it.
+    #[error("the outcome is unknown: {0}")]
+    OutcomeUnknown(String),
     /// The own node could not be reached, or not in time; nothing was left behind.
     #[error("the node could not be reached: {0}")]
     NotReached(String),

@@ -1,10 +1,12 @@
 //! What a user does with groups: create, add, remove, update, send.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openmls::prelude::KeyPackage;
 use rand::Rng as _;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::core::{Core, Result};
 use super::error::ClientError;
@@ -15,15 +17,12 @@ use super::state::{Group, Outgoing, Plan, Purpose};
 use super::{Client, GroupSummary};
 use crate::base::bytes::hex;
 use crate::base::ids::RequestId;
-use crate::base::{ClientUri, Fault, GroupUri, UserUri};
+use crate::base::{ClientUri, Context as _, Fault, GroupUri, UserUri, limits};
 use crate::wire::ds::{DsRequest, DsSenderId, GroupUpdate};
 use crate::wire::error::ErrorCode;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::request::Service;
 use crate::wire::{ClientRequest, Content, Rejection, Reply, Response};
-
-/// How often a Commit is made anew because another one came first, and a message because the group moved on.
-const ATTEMPTS_MAX: u32 = 64;
 
 /// A message that the hub has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,27 +92,85 @@ impl Client {
 
     /// Sends `text` to the group. Returns once the hub has accepted it.
     ///
-    /// On [`ClientError::NotConfirmed`] the message stays in the outbox and is sent, once, as soon as the hub can be reached.
+    /// On [`ClientError::NotConfirmed`] the message stays in the outbox and is sent, once, as soon as the hub can be reached:
+    /// before any later one of this group.
     pub async fn send(&self, group: &GroupUri, text: &str) -> Result<SentMessage> {
         let deadline = self.deadline();
-        for attempt in 0..ATTEMPTS_MAX {
-            let proposals = {
-                let group = group.clone();
-                self.transact(move |core| core.member_of(&group).map(|_| core.has_proposals(&group))).await?
-            };
-            if proposals {
-                self.run_commit(group, Plan::Update, deadline).await?;
-            }
-            let made = {
+        match self.settle_older(group, deadline).await {
+            Ok(()) => self.send_on(group, text, None, deadline).await,
+            // It takes its place behind them.
+            Err(ClientError::NotConfirmed(why) | ClientError::NotReached(why)) => {
                 let (group, text) = (group.clone(), text.to_owned());
-                self.make(move |core| core.make_message(&group, text)).await?
+                self.make(move |core| core.make_message(&group, text, None)).await?;
+                Err(ClientError::NotConfirmed(why))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends what is left in the outbox of earlier messages to `group`: those that are overtaken by too many cannot be read any
+    /// more. What another operation is sending is left to it.
+    async fn settle_older(&self, group: &GroupUri, deadline: Instant) -> Result<()> {
+        let older = {
+            let group = group.clone();
+            self.transact(move |core| core.member_of(&group).map(|_| core.messages_out(&group))).await?
+        };
+        for outgoing in older {
+            match self.resume_one(outgoing.request, deadline).await {
+                Err(error) if !is_settled(&error) => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Encrypts and sends `text`, anew when the group moved on meanwhile. `kept` is its stale predecessor in the outbox.
+    async fn send_on(&self, group: &GroupUri, text: &str, mut kept: Option<Held>, deadline: Instant) -> Result<SentMessage> {
+        for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
+            let made = match self.make_message(group, text, kept.as_ref(), deadline).await {
+                Ok(made) => made,
+                Err(error) => return Err(self.give_up(kept, error).await),
             };
-            if let Some(sent) = self.settle_message(made, deadline).await? {
-                return Ok(sent);
+            match self.settle_message(made, deadline).await? {
+                Settled::Sent(sent) => return Ok(sent),
+                Settled::Stale(stale) => kept = Some(stale),
             }
             self.pause(attempt).await;
         }
-        Err(ClientError::NotReached("the group keeps changing".into()))
+        Err(self.give_up(kept, ClientError::NotReached("the group keeps changing".into())).await)
+    }
+
+    async fn make_message(&self, group: &GroupUri, text: &str, kept: Option<&Held>, deadline: Instant) -> Result<Held> {
+        let proposals = {
+            let group = group.clone();
+            self.transact(move |core| core.member_of(&group).map(|_| core.has_proposals(&group))).await?
+        };
+        if proposals {
+            self.run_commit(group, Plan::Update, deadline).await?;
+        }
+        let (group, text, replaces) = (group.clone(), text.to_owned(), kept.map(|kept| kept.outgoing.request));
+        self.make(move |core| core.make_message(&group, text, replaces)).await
+    }
+
+    /// What to say of `error` while `kept` waits in the outbox to be made anew: it stays there, unless it never can be.
+    async fn give_up(&self, kept: Option<Held>, error: ClientError) -> ClientError {
+        let Some(kept) = kept else { return error };
+        let is_commit = matches!(kept.outgoing.purpose, Purpose::Commit { .. });
+        match error {
+            ClientError::Refused(rejection) if !is_commit || rejection.code == ErrorCode::UnreachableDomain => {
+                ClientError::NotConfirmed(rejection.to_string())
+            }
+            ClientError::NotReached(why) => ClientError::NotConfirmed(why),
+            ClientError::Refused(_) | ClientError::Invalid(_) => {
+                let request = kept.outgoing.request;
+                tracing::warn!(%request, %error, "a request that was to be made anew is given up");
+                match self.transact(move |core| core.withdraw(request)).await {
+                    Ok(()) => error,
+                    Err(failed) => failed,
+                }
+            }
+            error => error,
+        }
     }
 
     /// This client's groups.
@@ -142,55 +199,96 @@ impl Client {
     pub(super) async fn run_commit(&self, group: &GroupUri, plan: Plan, deadline: Instant) -> Result<u64> {
         // One Commit of this client at a time in a group: it would only race itself.
         let lock = self.shared.group_lock(group);
-        let _one = lock.lock().await;
+        let Ok(_one) = timeout_at(deadline, lock.lock()).await else {
+            return Err(ClientError::NotReached(format!("a Commit in {group} is being sent by another operation")));
+        };
         loop {
             // One left over from before comes first: OpenMLS holds it, and it may have been accepted.
-            let left_over = {
-                let group = group.clone();
-                self.transact(move |core| Ok(core.pending_commit(&group))).await?
+            let (left_over, held) = {
+                let (group, busy) = (group.clone(), self.shared.busy.clone());
+                self.transact(move |core| {
+                    let left_over = core.pending_commit(&group);
+                    Ok((left_over.is_some(), left_over.and_then(|left_over| busy.take(left_over))))
+                })
+                .await?
             };
-            let Some(left_over) = left_over else {
-                return self.commit_anew(group, &plan, deadline).await;
-            };
-            let same = matches!(&left_over.purpose, Purpose::Commit { plan: its, .. } if *its == plan);
-            let Some(held) = self.shared.busy.take(left_over) else {
+            if !left_over {
+                return self.commit_anew(group, &plan, None, deadline).await;
+            }
+            let Some(held) = held else {
                 if Instant::now() >= deadline {
-                    return Err(ClientError::Invalid(format!("a Commit in {group} is being sent by another operation")));
+                    return Err(ClientError::NotReached(format!("a Commit in {group} is being sent by another operation")));
                 }
-                sleep(Duration::from_millis(50)).await;
+                sleep(limits::CLIENT_COMMIT_BUSY_INTERVAL).await;
                 continue;
             };
-            match self.settle_commit(held, deadline).await {
-                Ok(CommitOutcome::Won(epoch)) if same => return Ok(epoch),
-                Ok(CommitOutcome::Refused(rejection)) if same => return Err(rejection.into()),
-                Ok(CommitOutcome::Lost { epoch }) => self.await_epoch(group, epoch, deadline).await?,
-                Ok(CommitOutcome::Won(_) | CommitOutcome::Proposals | CommitOutcome::Refused(_)) => {}
-                // Whoever had it before has settled it in the meantime.
-                Err(ClientError::Invalid(_)) => {}
-                Err(error) => return Err(error),
+            let same = matches!(&held.outgoing.purpose, Purpose::Commit { plan: its, .. } if *its == plan);
+            match self.settle_left_over(group, held, deadline).await {
+                done if same => return done,
+                Err(error) if !is_settled(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
     }
 
-    /// As [`Client::run_commit`], without one left over. The group's lock is held.
-    async fn commit_anew(&self, group: &GroupUri, plan: &Plan, deadline: Instant) -> Result<u64> {
+    /// Finishes a Commit of the outbox: has it answered, or made anew. The group's lock is held.
+    async fn settle_left_over(&self, group: &GroupUri, held: Held, deadline: Instant) -> Result<u64> {
+        let Purpose::Commit { plan, .. } = held.outgoing.purpose.clone() else {
+            return Err(Fault::new("a Commit that is none").into());
+        };
+        if !held.outgoing.stale {
+            match self.settle_commit(&held, deadline).await? {
+                CommitOutcome::Won(epoch) => return Ok(epoch),
+                CommitOutcome::Refused(rejection) => return Err(rejection.into()),
+                CommitOutcome::Lost { epoch } => {
+                    if let Err(error) = self.await_epoch(group, epoch, deadline).await {
+                        return Err(self.give_up(Some(held), error).await);
+                    }
+                }
+                CommitOutcome::Proposals => {}
+            }
+        }
+        self.commit_anew(group, &plan, Some(held), deadline).await
+    }
+
+    /// As [`Client::run_commit`], without an unanswered one. `kept` is its stale predecessor in the outbox. The group's lock is
+    /// held.
+    async fn commit_anew(&self, group: &GroupUri, plan: &Plan, mut kept: Option<Held>, deadline: Instant) -> Result<u64> {
+        match self.commit_until_won(group, plan, &mut kept, deadline).await {
+            Ok(epoch) => {
+                if let Some(kept) = kept {
+                    // Nothing was left to do.
+                    let request = kept.outgoing.request;
+                    self.transact(move |core| core.withdraw(request)).await?;
+                }
+                Ok(epoch)
+            }
+            Err(error) => Err(self.give_up(kept, error).await),
+        }
+    }
+
+    async fn commit_until_won(&self, group: &GroupUri, plan: &Plan, kept: &mut Option<Held>, deadline: Instant) -> Result<u64> {
         // Read first what was written in this epoch: the keys of past epochs are kept for a few Commits only, and a client that
         // commits without ever looking into its queue would be the one who throws them away.
         self.receive(deadline).await?;
         let mut claimed: Vec<(UserUri, KeyPackage)> = Vec::new();
-        for attempt in 0..ATTEMPTS_MAX {
+        for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let (left, epoch) = self.claim(group, plan, &mut claimed, deadline).await?;
             let Some(left) = left else { return Ok(epoch) };
             let key_packages = claimed.iter().filter(|(user, _)| left.adds(user)).map(|(_, package)| package.clone()).collect();
             let made = {
-                let group = group.clone();
-                self.make(move |core| core.make_commit(&group, left, key_packages)).await?
+                let (group, replaces) = (group.clone(), kept.as_ref().map(|kept| kept.outgoing.request));
+                self.make(move |core| core.make_commit(&group, left, key_packages, replaces)).await?
             };
-            match self.settle_commit(made, deadline).await? {
+            *kept = None;
+            match self.settle_commit(&made, deadline).await? {
                 CommitOutcome::Won(epoch) => return Ok(epoch),
                 CommitOutcome::Refused(rejection) => return Err(rejection.into()),
-                CommitOutcome::Lost { epoch } => self.await_epoch(group, epoch, deadline).await?,
-                CommitOutcome::Proposals => {}
+                CommitOutcome::Lost { epoch } => {
+                    *kept = Some(made);
+                    self.await_epoch(group, epoch, deadline).await?;
+                }
+                CommitOutcome::Proposals => *kept = Some(made),
             }
             if Instant::now() >= deadline {
                 break;
@@ -278,7 +376,7 @@ impl Client {
 
     /// Takes in what the queue has until `group` is past `epoch`: what the hub says is on its way here.
     async fn await_epoch(&self, group: &GroupUri, epoch: u64, deadline: Instant) -> Result<()> {
-        let mut wait = Duration::from_millis(5);
+        let mut wait = limits::CLIENT_EPOCH_WAIT_FIRST;
         loop {
             let now = {
                 let group = group.clone();
@@ -294,7 +392,7 @@ impl Client {
                 return Err(ClientError::NotReached(format!("the Commit that ended epoch {epoch} of {group} did not arrive")));
             }
             sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_millis(500));
+            wait = (wait * 2).min(limits::CLIENT_EPOCH_WAIT_MAX);
         }
     }
 
@@ -310,35 +408,40 @@ impl Client {
         let busy = self.shared.busy.clone();
         self.transact(move |core| {
             let made = work(core)?;
-            busy.take(made).ok_or_else(|| Fault::new("a request id came twice").into())
+            busy.take_new(made).ok_or_else(|| Fault::new("a request id came twice").into())
         })
         .await
     }
 
     /// Sends a Commit of the outbox until it is answered, and takes in the answer.
-    async fn settle_commit(&self, held: Held, deadline: Instant) -> Result<CommitOutcome> {
+    async fn settle_commit(&self, held: &Held, deadline: Instant) -> Result<CommitOutcome> {
         let request = held.outgoing.request;
-        let answer = self.ask_held(&held, deadline).await?;
+        let answer = self.ask_held(held, deadline).await?;
         self.transact(move |core| core.settle_commit(request, answer)).await
     }
 
-    /// As [`Client::settle_commit`] for a message; `None` when it is to be made anew.
-    async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Option<SentMessage>> {
+    /// As [`Client::settle_commit`] for a message.
+    async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Settled> {
         let Purpose::Message { group, epoch, hash, .. } = &held.outgoing.purpose else {
             return Err(Fault::new("a message that is none").into());
         };
         let group: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let (request, epoch, message_hash) = (held.outgoing.request, *epoch, *hash);
         let answer = self.ask_held(&held, deadline).await?;
-        let outcome = self.transact(move |core| core.settle_message(request, answer)).await?;
-        drop(held);
-        match outcome {
+        match self.transact(move |core| core.settle_message(request, answer)).await? {
             MessageOutcome::Accepted(accepted) => {
-                Ok(Some(SentMessage { request, epoch, message_hash, accepted_at_ms: accepted.accepted_at_ms }))
+                Ok(Settled::Sent(SentMessage { request, epoch, message_hash, accepted_at_ms: accepted.accepted_at_ms }))
             }
             MessageOutcome::Refused(rejection) => Err(rejection.into()),
-            MessageOutcome::Outdated => self.await_epoch(&group, epoch, deadline).await.map(|()| None),
-            MessageOutcome::Proposals => Ok(None),
+            MessageOutcome::Unknown => {
+                let why = format!("a message to {group} waited so long that its hub forgot whether it had accepted it");
+                Err(ClientError::OutcomeUnknown(why))
+            }
+            MessageOutcome::Outdated => match self.await_epoch(&group, epoch, deadline).await {
+                Ok(()) => Ok(Settled::Stale(held)),
+                Err(error) => Err(self.give_up(Some(held), error).await),
+            },
+            MessageOutcome::Proposals => Ok(Settled::Stale(held)),
         }
     }
 
@@ -350,7 +453,7 @@ impl Client {
 
     /// Sends a request of the outbox until it is answered.
     async fn ask_held(&self, held: &Held, deadline: Instant) -> Result<Answer> {
-        let question = Question::kept(&held.outgoing, &self.shared.leaf.key)?;
+        let question = Question::kept(&held.outgoing, held.tried, &self.shared.leaf.key)?;
         self.shared.put(&question, deadline).await.map_err(|error| ClientError::NotConfirmed(error.0))
     }
 
@@ -360,42 +463,83 @@ impl Client {
         self.resume_by(self.deadline()).await
     }
 
+    /// As [`Client::resume`]. A destination that does not answer holds up no other one: each has its own task, which gives up at
+    /// the first request that is not answered.
     pub(super) async fn resume_by(&self, deadline: Instant) -> Result<()> {
-        let left: Vec<Outgoing> = self.transact(|core| Ok(core.state.outbox.clone())).await?;
-        for outgoing in left {
-            let done = self.resume_one(outgoing, deadline).await;
-            match done {
-                // Refused for good: it was logged, and nobody waits for it any more.
-                Ok(()) | Err(ClientError::Refused(_) | ClientError::Invalid(_)) => {}
-                Err(error) => return Err(error),
+        let left: BTreeMap<String, Vec<RequestId>> = self
+            .transact(|core| {
+                let mut left: BTreeMap<_, Vec<_>> = BTreeMap::new();
+                for outgoing in &core.state.outbox {
+                    left.entry(outgoing.destination.clone()).or_default().push(outgoing.request);
+                }
+                Ok(left)
+            })
+            .await?;
+        let mut tasks = JoinSet::new();
+        for requests in left.into_values() {
+            let client = self.clone();
+            tasks.spawn(async move { client.resume_all(requests, deadline).await });
+        }
+        let mut done = Ok(());
+        while let Some(ended) = tasks.join_next().await {
+            match ended.context("sending what was left was interrupted")? {
+                Ok(()) => {}
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => done = Err(error),
             }
         }
-        Ok(())
+        done
     }
 
-    async fn resume_one(&self, outgoing: Outgoing, deadline: Instant) -> Result<()> {
+    async fn resume_all(&self, requests: Vec<RequestId>, deadline: Instant) -> Result<()> {
+        let mut done = Ok(());
+        for request in requests {
+            match self.resume_one(request, deadline).await {
+                Ok(()) => {}
+                // It was logged, and nobody waits for it any more.
+                Err(error) if is_settled(&error) => tracing::warn!(%request, %error, "what was left is given up"),
+                // Its next request would fare no better, and those of one group have an order.
+                Err(error @ (ClientError::NotConfirmed(_) | ClientError::NotReached(_) | ClientError::Fault(_))) => {
+                    return Err(error);
+                }
+                Err(error) => done = Err(error),
+            }
+        }
+        done
+    }
+
+    /// Sends one request of the outbox, unless it is gone or another operation has it.
+    async fn resume_one(&self, request: RequestId, deadline: Instant) -> Result<()> {
         let parse =
             |group: &String| group.parse::<GroupUri>().map_err(|error| Fault::because("the outbox names no group", error));
-        let purpose = outgoing.purpose.clone();
-        let Some(held) = self.shared.busy.take(outgoing) else { return Ok(()) };
-        match &purpose {
+        let busy = self.shared.busy.clone();
+        let held = self
+            .transact(move |core| {
+                let kept = core.state.outbox.iter().find(|kept| kept.request == request).cloned();
+                Ok(kept.and_then(|kept| busy.take(kept)))
+            })
+            .await?;
+        let Some(held) = held else { return Ok(()) };
+        match held.outgoing.purpose.clone() {
             Purpose::KeyPackages | Purpose::CreateGroup { .. } => self.settle_other(held, deadline).await,
-            Purpose::Commit { group, plan, .. } => {
-                let group = parse(group)?;
-                match self.settle_commit(held, deadline).await? {
-                    CommitOutcome::Won(_) => Ok(()),
-                    CommitOutcome::Refused(rejection) => Err(rejection.into()),
-                    CommitOutcome::Lost { epoch } => {
-                        self.await_epoch(&group, epoch, deadline).await?;
-                        self.run_commit(&group, plan.clone(), deadline).await.map(drop)
-                    }
-                    CommitOutcome::Proposals => self.run_commit(&group, plan.clone(), deadline).await.map(drop),
-                }
+            Purpose::Commit { group, .. } => {
+                let group = parse(&group)?;
+                let lock = self.shared.group_lock(&group);
+                // Who has it settles what is left over first.
+                let Ok(_one) = lock.try_lock() else { return Ok(()) };
+                self.settle_left_over(&group, held, deadline).await.map(drop)
             }
-            Purpose::Message { group, text, .. } => match self.settle_message(held, deadline).await? {
-                None => self.send(&parse(group)?, text).await.map(drop),
-                Some(_) => Ok(()),
-            },
+            Purpose::Message { group, text, .. } => {
+                let stale = if held.outgoing.stale {
+                    held
+                } else {
+                    match self.settle_message(held, deadline).await? {
+                        Settled::Sent(_) => return Ok(()),
+                        Settled::Stale(stale) => stale,
+                    }
+                };
+                self.send_on(&parse(&group)?, &text, Some(stale), deadline).await.map(drop)
+            }
         }
     }
 
@@ -406,9 +550,9 @@ impl Client {
         let made = {
             let group = group.clone();
             // Nobody else may take it up: whether it is sent is the caller's business.
-            self.make(move |core| core.make_commit(&group, Plan::Update, Vec::new())).await?.keep()
+            self.make(move |core| core.make_commit(&group, Plan::Update, Vec::new(), None)).await?.keep()
         };
-        let question = Question::kept(&made, &self.shared.leaf.key)?;
+        let question = Question::kept(&made, true, &self.shared.leaf.key)?;
         match (made.purpose, question.service) {
             (Purpose::Commit { epoch, hash, .. }, Service::Ds(message)) => match message.request {
                 DsRequest::UpdateClient(body) => Ok(BuiltCommit {
@@ -437,7 +581,13 @@ impl Client {
     pub async fn resolve_commit(&self, built: &BuiltCommit, response: Response) -> Result<ResolvedCommit> {
         let (request, answer) = (built.request, response.into_result());
         let code = answer.as_ref().err().map(|rejection| rejection.code);
-        let outcome = self.transact(move |core| core.settle_commit(request, answer)).await;
+        let settled = self.transact(move |core| {
+            let outcome = core.settle_commit(request, answer)?;
+            // Whether it is made anew is the caller's business, too.
+            core.withdraw(request)?;
+            Ok(outcome)
+        });
+        let outcome = settled.await;
         if outcome.is_ok() {
             self.shared.busy.release(request);
         }
@@ -465,6 +615,18 @@ impl Client {
         let group = group.clone();
         self.transact(move |core| Ok(hex(core.member_of(&group)?.epoch_authenticator().as_slice()))).await
     }
+}
+
+/// What came of sending a message.
+enum Settled {
+    Sent(SentMessage),
+    /// It is to be made anew, and waits for that in the outbox.
+    Stale(Held),
+}
+
+/// Whether an operation that failed so has left nothing in the outbox.
+fn is_settled(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused(_) | ClientError::Invalid(_) | ClientError::OutcomeUnknown(_))
 }
 
 impl Plan {

@@ -10,16 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Context as _, Fault};
+use crate::base::{Context as _, Fault, limits};
 
 /// The file's name in the state directory.
 const FILE: &str = "history.jsonl";
-
-/// How many lines stay in the state before the file is synced and they leave it. A sync a message would double its cost.
-pub(super) const UNSYNCED_LINES_MAX: usize = 128;
-
-/// How far back from the file's end the last whole line is looked for, in octets: several times the longest line.
-const TAIL_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// One message of the history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +78,7 @@ impl History {
 /// The number of the last whole line, 0 when there is none; what follows it is cut off.
 fn last_line(file: &mut File) -> std::io::Result<u64> {
     let length = file.metadata()?.len();
-    let start = length.saturating_sub(TAIL_BYTES_MAX);
+    let start = length.saturating_sub(limits::CLIENT_HISTORY_TAIL_BYTES_MAX);
     file.seek(SeekFrom::Start(start))?;
     let mut tail = Vec::new();
     file.read_to_end(&mut tail)?;

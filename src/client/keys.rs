@@ -1,5 +1,6 @@
 //! Keeping KeyPackages published (R7).
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
@@ -7,19 +8,26 @@ use tokio::time::Instant;
 use super::Client;
 use super::core::Result;
 use super::error::ClientError;
+use crate::base::limits;
 use crate::wire::Reply;
 use crate::wire::keys::{KeysMessage, KeysRequest};
 use crate::wire::request::Service;
 
 impl Client {
-    /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time.
+    /// Publishes KeyPackages when fewer than half are left. Asks only when a Welcome may have used one since the last time, and
+    /// now and then.
     pub(super) async fn top_up_key_packages(&self, deadline: Instant) -> Result<()> {
-        if !self.shared.key_packages_used.swap(false, Ordering::Relaxed) {
+        let used = self.shared.key_packages_used.swap(false, Ordering::Relaxed);
+        let now = Instant::now();
+        if !used && now < *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) {
             return Ok(());
         }
         let done = self.top_up(deadline).await;
         if done.is_err() {
             self.shared.key_packages_used.store(true, Ordering::Relaxed);
+        } else {
+            *self.shared.key_packages_due.lock().unwrap_or_else(PoisonError::into_inner) =
+                now + limits::CLIENT_KEY_PACKAGES_COUNT_INTERVAL;
         }
         done
     }

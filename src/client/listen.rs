@@ -1,6 +1,7 @@
 //! Receiving: [`Client::sync`] fetches what there is, [`Listener`] has it pushed. Both end in the same place: entries are taken
 //! in batches, one state write each, then acknowledged.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,28 +20,11 @@ use super::outgoing::welcome_info;
 use super::receive::Need;
 use crate::base::ids::RequestId;
 use crate::base::{Context as _, GroupUri, UnixMillis, limits};
-use crate::wire::qs::{AckEntries, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
+use crate::wire::error::{ErrorCode, Retry};
+use crate::wire::qs::{AckEntries, Delivery, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
+use crate::wire::reply::GroupState;
 use crate::wire::request::Service;
 use crate::wire::{Content, Reply, Response};
-
-/// How long one round of receiving works on what other operations left undone. What remains is for the next round.
-const CHORES_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a listener looks after what waits, when nothing comes.
-const CHORES_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often a listener looks after what waits, while something does.
-const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How long after the last push what it brought is surely acknowledged.
-const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Pushes that may wait to be taken; more wait in QUIC's window.
-const PUSHES_MAX: usize = 256;
-
-/// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
-const RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
-const RESUBSCRIBE_MAX: Duration = Duration::from_secs(2);
 
 impl Client {
     /// Takes in all that the queue has, does what was left undone, and returns what happened since the last call, also during
@@ -73,7 +57,7 @@ impl Client {
     /// One fetch: takes what it brings and says when the last of it arrived; `None` when there was nothing. One at a time:
     /// order matters.
     pub(super) async fn receive_some(&self, deadline: Instant) -> Result<Option<UnixMillis>> {
-        let _one = self.shared.receiving.lock().await;
+        let one = self.shared.receiving.lock().await;
         let (from, queue) = self.transact(|core| core.queue().map(|queue| (queue.next, queue.id))).await?;
         let request = QsRequest::Fetch(FetchEntries { from, max: limits::FETCH_ENTRIES_MAX });
         let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
@@ -86,6 +70,8 @@ impl Client {
         if last.is_some() {
             self.transact(move |core| core.take_batch(entries)).await?;
         }
+        // What entries wait for may take its time; the next ones can be fetched meanwhile.
+        drop(one);
         self.settle_backlog(deadline).await?;
         self.acknowledge().await?;
         Ok(last)
@@ -97,7 +83,7 @@ impl Client {
         while let Some(up_to) = unacked {
             let request = QsRequest::Ack(AckEntries { up_to });
             let service = Service::Qs(QsMessage { sender: QsSender::Owner(queue), request });
-            let deadline = Instant::now() + CHORES_TIMEOUT;
+            let deadline = Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
             if let Err(error) = self.ask_with(&self.shared.owner_key, self.shared.me.domain(), service, deadline).await {
                 // Not confirmed or refused: the next acknowledgement covers these, too.
                 tracing::debug!(up_to, %error, "an acknowledgement did not pass");
@@ -108,73 +94,87 @@ impl Client {
         Ok(())
     }
 
-    /// Fetches what waiting entries need, and takes those that need nothing more. What cannot be had now stays.
+    /// Fetches what waiting entries need, and takes those that need nothing more. What cannot be had now stays. Each group has
+    /// its own task: one whose hub does not answer holds up no other.
     pub(super) async fn settle_backlog(&self, deadline: Instant) -> Result<()> {
         let waiting: Vec<String> = self.transact(|core| Ok(core.state.backlog.keys().cloned().collect())).await?;
-        for name in waiting {
-            let Ok(group) = name.parse::<GroupUri>() else { continue };
-            let mut tree = None;
-            loop {
-                let need = {
-                    let (group, tree) = (group.clone(), tree.take());
-                    self.transact(move |core| core.take_backlog(&group, tree.as_ref())).await?
+        let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT);
+        let mut tasks = JoinSet::new();
+        for group in waiting.iter().filter_map(|name| name.parse::<GroupUri>().ok()) {
+            let client = self.clone();
+            tasks.spawn(async move { client.settle_backlog_of(&group, soon).await });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("taking what waited was interrupted")??;
+        }
+        Ok(())
+    }
+
+    async fn settle_backlog_of(&self, group: &GroupUri, deadline: Instant) -> Result<()> {
+        // One at a time: two would ask the same things, and the second could give up what the first got past.
+        let lock = self.shared.backlog_lock(group);
+        let Ok(_one) = timeout_at(deadline, lock.lock()).await else { return Ok(()) };
+        let mut tree = None;
+        loop {
+            let need = {
+                let (group, tree) = (group.clone(), tree.take());
+                let take = move |core: &mut Core| {
+                    core.take_backlog(&group, tree.as_ref().map(|(sequence, tree): &(u64, GroupState)| (*sequence, tree)))
                 };
-                let soon = deadline.min(Instant::now() + CHORES_TIMEOUT);
-                match need {
-                    // The answer to the own Commit is somebody else's to get; see `resume`.
-                    None | Some(Need::OwnCommit) => break,
-                    Some(Need::Domain(domain)) => match self.domain_info(&domain, soon).await {
-                        Ok(_) => {}
-                        Err(error) => {
-                            tracing::debug!(%domain, %error, "entries wait for what a domain publishes");
-                            break;
+                self.transact(take).await?
+            };
+            match need {
+                // The answer to the own Commit is somebody else's to get; see `resume`.
+                None | Some(Need::OwnCommit) => return Ok(()),
+                Some(Need::Domain(domain)) => {
+                    if let Err(error) = self.domain_info(&domain, deadline).await {
+                        tracing::debug!(%domain, %error, "entries wait for what a domain publishes");
+                        return Ok(());
+                    }
+                }
+                Some(Need::Tree { sequence, reference, epoch }) => {
+                    let service = welcome_info(group, &reference, epoch);
+                    match self.ask(group.hub(), service, deadline).await {
+                        Ok(Reply::GroupState(state)) => tree = Some((sequence, state)),
+                        Err(ClientError::Refused(rejection)) if is_never_told(rejection.code) => {
+                            let why = format!("the hub refused the group's tree: {rejection}");
+                            let group = group.clone();
+                            self.transact(move |core| core.skip_backlog(&group, sequence, why)).await?;
                         }
-                    },
-                    Some(Need::Tree { reference, epoch }) => {
-                        let service = welcome_info(&group, &reference, epoch);
-                        match self.ask(group.hub(), service, soon).await {
-                            Ok(Reply::GroupState(state)) => tree = Some(state),
-                            Ok(_) => {
-                                let group = group.clone();
-                                self.transact(move |core| core.skip_backlog(&group, "the hub answered something else".into()))
-                                    .await?;
-                            }
-                            Err(ClientError::Refused(rejection)) => {
-                                let why = format!("the hub refused the group's tree: {rejection}");
-                                let group = group.clone();
-                                self.transact(move |core| core.skip_backlog(&group, why)).await?;
-                            }
-                            Err(error) => {
-                                tracing::debug!(%group, %error, "a Welcome waits for its tree");
-                                break;
-                            }
+                        // Anything else may pass, and a Welcome comes only once.
+                        Ok(_) => {
+                            tracing::debug!(%group, "a Welcome waits: the hub answered something else");
+                            return Ok(());
+                        }
+                        Err(error) => {
+                            tracing::debug!(%group, %error, "a Welcome waits for its tree");
+                            return Ok(());
                         }
                     }
                 }
             }
         }
-        Ok(())
     }
 
-    /// What is to be done now and then, none of which may hold up receiving: the outbox, queue configs of groups just joined,
-    /// KeyPackages.
+    /// What is to be done now and then, none of which may hold up receiving or another of them: the outbox, queue configs of
+    /// groups just joined, KeyPackages. One round at a time.
     pub(super) async fn chores(&self) -> Result<()> {
-        let deadline = Instant::now() + CHORES_TIMEOUT;
-        let done = async {
-            self.resume_by(deadline).await?;
-            self.settle_backlog(deadline).await?;
-            self.acknowledge().await?;
-            self.bind_queues(deadline).await?;
-            self.top_up_key_packages(deadline).await
+        let _one = self.shared.chores.lock().await;
+        let deadline = Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
+        let joined = async {
+            let settled = self.settle_backlog(deadline).await;
+            (settled, self.bind_queues(Instant::now() + limits::CLIENT_CHORES_TIMEOUT).await)
         };
-        match done.await {
-            Err(error @ ClientError::Fault(_)) => Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "something is left for later");
-                Ok(())
+        let (resumed, (settled, bound), topped_up) =
+            tokio::join!(self.resume_by(deadline), joined, self.top_up_key_packages(deadline));
+        for done in [resumed, settled, bound, topped_up, self.acknowledge().await] {
+            match done {
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => tracing::debug!(%error, "something is left for later"),
+                Ok(()) => {}
             }
-            Ok(()) => Ok(()),
         }
+        Ok(())
     }
 
     /// Gives the hubs of groups just joined a queue config that is theirs, in place of the invitation's (X3).
@@ -185,12 +185,18 @@ impl Client {
                 Ok(groups.filter_map(|(name, _)| name.parse().ok()).filter(|group| core.member_of(group).is_ok()).collect())
             })
             .await?;
+        let mut silent = HashSet::new();
         for group in unbound {
+            if silent.contains(group.hub()) {
+                continue;
+            }
             let service = {
                 let group = group.clone();
                 self.transact(move |core| core.queue_update(&group)).await?
             };
-            match self.ask(group.hub(), service, deadline).await {
+            // One hub that does not answer must leave time for the next.
+            let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT / 4);
+            match self.ask(group.hub(), service, soon).await {
                 Ok(_) => {
                     self.transact(move |core| {
                         if let Some(kept) = core.group_mut(&group) {
@@ -204,11 +210,20 @@ impl Client {
                 Err(ClientError::Refused(rejection)) => {
                     tracing::warn!(%group, %rejection, "the hub refused a queue config");
                 }
-                Err(error) => return Err(error),
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%group, %error, "a queue config is left for later");
+                    silent.insert(group.hub().clone());
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Whether a hub that answers so will never tell the tree that a Welcome needs.
+fn is_never_told(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NotAuthorized | ErrorCode::UnknownGroup | ErrorCode::GroupDeleted)
 }
 
 /// Receives as entries arrive. Reconnects by itself.
@@ -236,7 +251,7 @@ impl fmt::Debug for Listener {
 
 impl Listener {
     /// The next event. **Cancel-safe**: a call that is dropped loses nothing, and the next one goes on where it stopped.
-    /// Fails only when there is no use in going on: the queue is gone, or the disk cannot be written.
+    /// Fails only when there is no use in going on: the queue is gone or has lost entries, or the disk cannot be written.
     pub async fn next(&mut self) -> Result<Event> {
         loop {
             let arrived = self.client.shared.inbox.arrived();
@@ -256,23 +271,38 @@ impl Listener {
     }
 }
 
-/// Subscribes, again and again; ends only with an error that trying again cannot mend.
+/// Receives, and beside it does what is to be done now and then; ends only with an error that trying again cannot mend.
 async fn receive_for_ever(client: Client) -> Result<()> {
-    let mut wait = RESUBSCRIBE_FIRST;
+    tokio::try_join!(subscribe_for_ever(&client), do_chores_for_ever(&client)).map(drop)
+}
+
+/// Apart from receiving, which never waits for it.
+async fn do_chores_for_ever(client: &Client) -> Result<()> {
+    loop {
+        client.chores().await?;
+        let due = Instant::now() + client.transact(|core| Ok(chores_interval(core))).await?;
+        // Early when an entry has begun to wait.
+        let _ = timeout_at(due, client.shared.chores_due.notified()).await;
+    }
+}
+
+/// Subscribes, again and again.
+async fn subscribe_for_ever(client: &Client) -> Result<()> {
+    let mut wait = limits::CLIENT_RESUBSCRIBE_FIRST;
     loop {
         let (began, mut of_use) = (Instant::now(), false);
-        match receive_subscribed(&client, &mut of_use).await {
-            Err(error @ (ClientError::Fault(_) | ClientError::Refused(_) | ClientError::Invalid(_))) => return Err(error),
-            Err(error) => tracing::debug!(%error, "subscribing again"),
+        match receive_subscribed(client, &mut of_use).await {
+            Err(ClientError::NotReached(why)) => tracing::debug!(why, "subscribing again"),
+            Err(error) => return Err(error),
             Ok(()) => {}
         }
         // Time alone does not tell: a node that is restarted often serves well in between.
-        if of_use || began.elapsed() > RESUBSCRIBE_MAX {
-            wait = RESUBSCRIBE_FIRST;
+        if of_use || began.elapsed() > limits::CLIENT_RESUBSCRIBE_MAX {
+            wait = limits::CLIENT_RESUBSCRIBE_FIRST;
         }
         let pause = wait.mul_f64(rand::rng().random_range(0.5..1.0));
         sleep(pause).await;
-        wait = (wait * 2).min(RESUBSCRIBE_MAX);
+        wait = (wait * 2).min(limits::CLIENT_RESUBSCRIBE_MAX);
     }
 }
 
@@ -297,26 +327,33 @@ async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
     let request = content.sign(&shared.owner_key);
     let not_reached = |error: NoAnswer| ClientError::NotReached(error.to_string());
     let subscription = shared.node.subscribe(&request).await.map_err(not_reached)?;
-    let (sender, mut pushes) = mpsc::channel(PUSHES_MAX);
+    let (sender, mut pushes) = mpsc::channel(limits::CLIENT_PUSHES_MAX);
     // Dropped with this future, and with it what it runs.
     let mut tasks = JoinSet::new();
     tasks.spawn(read_pushes(subscription, sender));
-    let mut due = Instant::now();
     loop {
-        // Looked at first: pushes that never cease must not keep chores waiting for ever.
-        if Instant::now() >= due {
-            client.chores().await?;
-            due = Instant::now() + client.transact(|core| Ok(chores_interval(core))).await?;
-        }
-        let Ok(first) = timeout_at(due, pushes.recv()).await else { continue };
+        // The last acknowledgement may have missed what came while it was on its way.
+        let Ok(first) = timeout_at(Instant::now() + limits::CLIENT_ACKNOWLEDGE_INTERVAL, pushes.recv()).await else {
+            if client.transact(|core| Ok(core.unacked().is_some())).await?
+                && let Some(acknowledging) = Acknowledging::start(client)
+            {
+                tasks.spawn(acknowledging.run());
+            }
+            continue;
+        };
         let mut entries = client.pushed(first)?;
         *of_use = true;
         let mut broken = Ok(());
+        let mut octets = octets_of(&entries);
         while entries.len() < limits::FETCH_ENTRIES_MAX as usize
+            && octets < limits::FETCH_BYTES_MAX
             && let Ok(next) = pushes.try_recv()
         {
             match client.pushed(Some(next)) {
-                Ok(more) => entries.extend(more),
+                Ok(more) => {
+                    octets += octets_of(&more);
+                    entries.extend(more);
+                }
                 Err(error) => {
                     // What came before it is good.
                     broken = Err(error);
@@ -324,35 +361,48 @@ async fn receive_subscribed(client: &Client, of_use: &mut bool) -> Result<()> {
                 }
             }
         }
-        let (waits, joined) = {
+        let more_wait = {
             let _one = shared.receiving.lock().await;
-            let take =
-                move |core: &mut Core| core.take_batch(entries).map(|()| (!core.state.backlog.is_empty(), core.has_unbound()));
-            let (waits, joined) = client.transact(take).await?;
-            if waits {
-                client.settle_backlog(Instant::now() + CHORES_TIMEOUT).await?;
-            }
-            (waits, joined)
+            let take = move |core: &mut Core| {
+                let before = core.state.backlog.len();
+                core.take_batch(entries).map(|()| core.state.backlog.len() > before)
+            };
+            client.transact(take).await?
         };
         broken?;
+        if more_wait {
+            let client = client.clone();
+            tasks.spawn(async move { client.settle_new_backlog().await });
+        }
         if let Some(acknowledging) = Acknowledging::start(client) {
             tasks.spawn(acknowledging.run());
         }
         while tasks.try_join_next().is_some() {}
-        if joined || waits {
-            due = due.min(Instant::now() + if joined { Duration::ZERO } else { BACKLOG_INTERVAL });
-        } else {
-            // The last acknowledgement may have missed these.
-            due = due.min(Instant::now() + ACKNOWLEDGE_INTERVAL);
-        }
     }
 }
 
+/// The octets of the MLSMessages in `entries`.
+fn octets_of(entries: &[QueueEntry]) -> usize {
+    let octets = |entry: &QueueEntry| match &entry.delivery {
+        Delivery::Message(delivered) => delivered.message.len(),
+        _ => 0,
+    };
+    entries.iter().map(octets).sum()
+}
+
 fn chores_interval(core: &Core) -> Duration {
-    if core.state.backlog.is_empty() { CHORES_INTERVAL } else { BACKLOG_INTERVAL }
+    if core.state.backlog.is_empty() { limits::CLIENT_CHORES_INTERVAL } else { limits::CLIENT_BACKLOG_INTERVAL }
 }
 
 impl Client {
+    /// Gets at once what entries have begun to wait for; then the chores that follow from a group joined.
+    async fn settle_new_backlog(&self) {
+        if let Err(error) = self.settle_backlog(Instant::now() + limits::CLIENT_CHORES_TIMEOUT).await {
+            tracing::debug!(%error, "what waits could not be taken");
+        }
+        self.shared.chores_due.notify_one();
+    }
+
     /// The entries of one push; `None` is the end of the subscription.
     fn pushed(&self, push: Option<std::result::Result<Response, NoAnswer>>) -> Result<Vec<QueueEntry>> {
         let ended = || ClientError::NotReached("the subscription ended".into());
@@ -365,7 +415,7 @@ impl Client {
                     self.shared.correct_clock(detail.server_time_ms);
                     return Err(ClientError::NotReached(rejection.to_string()));
                 }
-                let later = rejection.may_pass_later();
+                let later = rejection.code.retry() == Retry::Later;
                 Err(if later { ClientError::NotReached(rejection.to_string()) } else { rejection.into() })
             }
         }

@@ -21,7 +21,7 @@ use tls_codec::{Deserialize as _, DeserializeBytes as _, Serialize as _};
 use super::state::Values;
 use super::storage::Storage;
 use crate::base::crypto::SigningKey;
-use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::identity::chain::{AsRoots, claimed_client, claimed_validity_end, validate_client_chain};
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{Opaque, encode};
@@ -33,13 +33,6 @@ const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA2
 
 /// The private-use KeyPackage extension with the client's queue config.
 const QUEUE_CONFIG_EXTENSION: u16 = 0xF0C0;
-
-/// Past epochs whose messages can still be read: one more than the hub accepts, for what is on its way.
-const PAST_EPOCHS_MAX: usize = 5;
-
-/// Messages of one sender that may be overtaken by later ones, and how many may be missing at once.
-const OUT_OF_ORDER_MAX: u32 = 64;
-const MISSING_MAX: u32 = 10_000;
 
 /// OpenMLS's provider: its RustCrypto, and a storage whose content this client writes to its own state file.
 #[derive(Debug, Default)]
@@ -142,14 +135,14 @@ fn capabilities() -> Capabilities {
 }
 
 fn ratchet_configuration() -> SenderRatchetConfiguration {
-    SenderRatchetConfiguration::new(OUT_OF_ORDER_MAX, MISSING_MAX)
+    SenderRatchetConfiguration::new(limits::CLIENT_OUT_OF_ORDER_MAX, limits::CLIENT_MISSING_MAX)
 }
 
 fn join_config() -> MlsGroupJoinConfig {
     MlsGroupJoinConfig::builder()
         .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
         .use_ratchet_tree_extension(false)
-        .max_past_epochs(PAST_EPOCHS_MAX)
+        .max_past_epochs(limits::CLIENT_PAST_EPOCHS_MAX)
         .sender_ratchet_configuration(ratchet_configuration())
         .build()
 }
@@ -206,7 +199,7 @@ pub(super) fn create_group(
         .ciphersuite(CIPHERSUITE)
         .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
         .use_ratchet_tree_extension(false)
-        .max_past_epochs(PAST_EPOCHS_MAX)
+        .max_past_epochs(limits::CLIENT_PAST_EPOCHS_MAX)
         .sender_ratchet_configuration(ratchet_configuration())
         .capabilities(capabilities())
         .with_group_context_extensions(extensions)

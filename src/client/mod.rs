@@ -59,14 +59,11 @@ use self::state::{State, Store};
 use crate::base::crypto::SigningKey;
 use crate::base::ids::{QueueId, RequestId};
 use crate::base::secret::Secret;
-use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Context as _, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::transport::ClientIdentity;
 use crate::wire::info::{DomainInfo, InfoRequest};
 use crate::wire::request::Service;
 use crate::wire::{ClientRequest, Reply, Response};
-
-/// The most events that wait to be handed out; the history keeps messages that fall out here.
-const INBOX_EVENTS_MAX: usize = 65_536;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -83,7 +80,7 @@ pub struct ClientSettings {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { resolver: Vec::new(), request_deadline: Duration::from_secs(60), log: None, key_packages: 20 }
+        Self { resolver: Vec::new(), request_deadline: limits::CLIENT_REQUEST_DEADLINE, log: None, key_packages: 20 }
     }
 }
 
@@ -143,8 +140,16 @@ struct Shared {
     acknowledging: AtomicBool,
     /// One per group, held while a Commit is made and settled.
     groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    /// One per group, held while what waits for something is looked after.
+    backlogs: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    /// Held during a round of chores.
+    chores: Mutex<()>,
+    /// Told when a listener's next round of chores should not wait.
+    chores_due: Notify,
     /// Whether a Welcome may have used a KeyPackage since they were last counted.
     key_packages_used: AtomicBool,
+    /// When the KeyPackages are to be counted in any case: others claim them without ever sending a Welcome, and they expire.
+    key_packages_due: std::sync::Mutex<Instant>,
 }
 
 /// Events not handed out yet.
@@ -161,7 +166,7 @@ impl Inbox {
         }
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events.extend(new);
-        let surplus = events.len().saturating_sub(INBOX_EVENTS_MAX);
+        let surplus = events.len().saturating_sub(limits::CLIENT_INBOX_EVENTS_MAX);
         events.drain(..surplus);
         self.arrived.notify_waiters();
     }
@@ -246,7 +251,11 @@ impl Client {
                 receiving: Mutex::default(),
                 acknowledging: AtomicBool::new(false),
                 groups: std::sync::Mutex::default(),
+                backlogs: std::sync::Mutex::default(),
+                chores: Mutex::default(),
+                chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),
+                key_packages_due: std::sync::Mutex::new(Instant::now() + limits::CLIENT_KEY_PACKAGES_COUNT_INTERVAL),
             }),
         })
     }
@@ -298,6 +307,11 @@ impl Client {
         .await
     }
 
+    /// What happened during operations so far and was not handed out by [`Client::sync`] or a [`Listener`].
+    pub fn take_events(&self) -> Vec<Event> {
+        self.shared.inbox.take_all()
+    }
+
     /// The messages read and sent so far, oldest first.
     pub async fn history(&self, group: Option<&GroupUri>) -> Result<Vec<HistoryLine>> {
         let (dir, group) = (self.shared.dir.clone(), group.map(GroupUri::to_string));
@@ -321,8 +335,13 @@ impl Client {
             return Ok(known);
         }
         let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
-        let question =
-            Question { request: RequestId::random(), destination: self.shared.me.domain().clone(), service, key: None };
+        let question = Question {
+            request: RequestId::random(),
+            destination: self.shared.me.domain().clone(),
+            service,
+            key: None,
+            perhaps_done: false,
+        };
         let info = match self.shared.put(&question, deadline).await {
             Ok(Ok(Reply::DomainInfo(info))) => info,
             Ok(Ok(_)) => return Err(ClientError::Untrusted("the node answered info with something else".into())),
@@ -348,7 +367,7 @@ impl Client {
         let shared = self.shared.clone();
         let done = tokio::task::spawn_blocking(move || {
             core.state.clock_offset_ms = shared.clock_offset_ms.load(Ordering::Relaxed);
-            let result = work(&mut core);
+            let result = core.run(work);
             let events = std::mem::take(&mut core.events);
             if events.iter().any(|event| matches!(event, Event::Joined { .. })) {
                 shared.key_packages_used.store(true, Ordering::Relaxed);
@@ -367,7 +386,13 @@ impl Client {
     }
 
     async fn ask_with(&self, key: &SigningKey, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {
-        let question = Question { request: RequestId::random(), destination: destination.clone(), service, key: Some(key) };
+        let question = Question {
+            request: RequestId::random(),
+            destination: destination.clone(),
+            service,
+            key: Some(key),
+            perhaps_done: false,
+        };
         match self.shared.put(&question, deadline).await {
             Ok(answer) => Ok(answer?),
             Err(error) => Err(ClientError::NotReached(error.0)),
@@ -396,6 +421,10 @@ impl Shared {
             self.clock_offset_ms.store(offset, Ordering::Relaxed);
         }
         answer
+    }
+
+    fn backlog_lock(&self, group: &GroupUri) -> Arc<Mutex<()>> {
+        self.backlogs.lock().unwrap_or_else(PoisonError::into_inner).entry(group.clone()).or_default().clone()
     }
 
     fn group_lock(&self, group: &GroupUri) -> Arc<Mutex<()>> {

@@ -13,18 +13,9 @@ use super::state::Outgoing;
 use crate::base::crypto::SigningKey;
 use crate::base::ids::RequestId;
 use crate::base::{Domain, Fault, UnixMillis, limits};
-use crate::wire::error::{ErrorCode, RetryAfter, Sent, UnreachableReason};
+use crate::wire::error::{ErrorCode, Retry, RetryAfter, Sent, UnreachableReason};
 use crate::wire::request::Service;
 use crate::wire::{Content, Rejection, decode};
-
-/// The wait before the second try; it doubles from try to try.
-const WAIT_FIRST: Duration = Duration::from_millis(200);
-
-/// No wait between two tries is longer, unless the node asks for it.
-const WAIT_MAX: Duration = Duration::from_secs(2);
-
-/// One try, proxying included: a little longer than the node itself allows.
-const TRY_TIMEOUT: Duration = Duration::from_secs(limits::CLIENT_REQUEST_TIMEOUT.as_secs() + 2);
 
 /// No answer came before the deadline.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -38,20 +29,22 @@ pub(super) struct Question<'a> {
     pub(super) service: Service,
     /// `None` for `info`, which nobody signs.
     pub(super) key: Option<&'a SigningKey>,
+    /// Whether an earlier try may have been acted on: then a refusal of this one is not the last word.
+    pub(super) perhaps_done: bool,
 }
 
 impl<'a> Question<'a> {
     /// A request kept in the outbox, as it was made.
-    pub(super) fn kept(outgoing: &Outgoing, key: &'a SigningKey) -> Result<Self, Fault> {
+    pub(super) fn kept(outgoing: &Outgoing, perhaps_done: bool, key: &'a SigningKey) -> Result<Self, Fault> {
         let destination = outgoing.destination.parse().map_err(|error| Fault::because("the outbox names no domain", error))?;
         let service = decode(&outgoing.service.0).map_err(|error| Fault::because("the outbox is damaged", error))?;
-        Ok(Self { request: outgoing.request, destination, service, key: Some(key) })
+        Ok(Self { request: outgoing.request, destination, service, key: Some(key), perhaps_done })
     }
 
     /// Sends the request until it is answered for good. `offset_ms` is the clock's correction; it is adjusted once when the
     /// node says that the clock is off.
     pub(super) async fn ask(&self, node: &Node, offset_ms: &mut i64, deadline: Instant) -> Result<Answer, NotConfirmed> {
-        let (mut wait, mut adjusted, mut perhaps_done) = (WAIT_FIRST, false, false);
+        let (mut wait, mut adjusted, mut perhaps_done) = (limits::CLIENT_WAIT_FIRST, false, self.perhaps_done);
         loop {
             let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(*offset_ms));
             let content = Content::new(&self.destination, self.request, now, self.service.clone());
@@ -60,7 +53,7 @@ impl<'a> Question<'a> {
                 None => content.unsigned(),
             };
             let mut at_least = Duration::ZERO;
-            let failed = match node.request(&request, deadline.min(Instant::now() + TRY_TIMEOUT)).await {
+            let failed = match node.request(&request, deadline.min(Instant::now() + limits::CLIENT_TRY_TIMEOUT)).await {
                 Ok(response) => match response.into_result() {
                     Ok(reply) => return Ok(Ok(reply)),
                     Err(rejection) => {
@@ -71,7 +64,7 @@ impl<'a> Question<'a> {
                             continue;
                         }
                         // "Not acted on" about this try says nothing about an earlier one.
-                        if !rejection.may_pass_later() || (is_hopeless(&rejection) && !perhaps_done) {
+                        if is_final(&rejection, perhaps_done) {
                             return Ok(Err(rejection));
                         }
                         perhaps_done |= rejection.as_unreachable().is_none_or(|detail| detail.sent == Sent::OutcomeUnknown);
@@ -91,7 +84,7 @@ impl<'a> Question<'a> {
             }
             tracing::debug!(request = %self.request, failed, ?pause, "a request is tried again");
             sleep_until(next).await;
-            wait = (wait * 2).min(WAIT_MAX);
+            wait = (wait * 2).min(limits::CLIENT_WAIT_MAX);
         }
     }
 }
@@ -104,10 +97,15 @@ fn is_hopeless(rejection: &Rejection) -> bool {
         .is_some_and(|detail| detail.sent == Sent::NotSent && matches!(detail.why, NoSuchDomain | DoesNotFederate | Denied))
 }
 
+/// Whether `rejection` is the answer for good.
+fn is_final(rejection: &Rejection, perhaps_done: bool) -> bool {
+    rejection.code.retry() != Retry::Later || (is_hopeless(rejection) && !perhaps_done)
+}
+
 fn asked_to_wait(rejection: &Rejection) -> Duration {
     match rejection.code {
         ErrorCode::RateLimited => decode::<RetryAfter>(&rejection.detail)
-            .map_or(Duration::ZERO, |detail| Duration::from_millis(detail.retry_after_ms.min(60_000))),
+            .map_or(Duration::ZERO, |detail| Duration::from_millis(detail.retry_after_ms).min(limits::CLIENT_RETRY_AFTER_MAX)),
         _ => Duration::ZERO,
     }
 }
@@ -121,7 +119,14 @@ impl Busy {
     pub(super) fn take(self: &Arc<Self>, outgoing: Outgoing) -> Option<Held> {
         let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(outgoing.request);
         // Built only when it is ours: dropping it gives the request back.
-        if taken { Some(Held { outgoing, busy: self.clone() }) } else { None }
+        if taken { Some(Held { outgoing, tried: true, busy: self.clone() }) } else { None }
+    }
+
+    /// As [`Busy::take`], for a request that was just made and never sent.
+    pub(super) fn take_new(self: &Arc<Self>, outgoing: Outgoing) -> Option<Held> {
+        let mut held = self.take(outgoing)?;
+        held.tried = false;
+        Some(held)
     }
 
     /// Gives back a request that was kept with [`Held::keep`].
@@ -134,6 +139,8 @@ impl Busy {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) outgoing: Outgoing,
+    /// Whether someone may have sent it before; nobody knows of requests found in the outbox.
+    pub(super) tried: bool,
     busy: Arc<Busy>,
 }
 
@@ -178,5 +185,9 @@ mod tests {
         assert!(!unreachable(UnreachableReason::NoSuchDomain, Sent::OutcomeUnknown));
         assert!(!unreachable(UnreachableReason::TimedOut, Sent::NotSent));
         assert!(!is_hopeless(&Rejection::new(ErrorCode::Internal)));
+        let denied = Rejection::unreachable(UnreachableReason::Denied, Sent::NotSent);
+        assert!(is_final(&denied, false));
+        assert!(!is_final(&denied, true), "an earlier try may have been accepted");
+        assert!(is_final(&Rejection::new(ErrorCode::NotAuthorized), true));
     }
 }

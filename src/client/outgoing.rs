@@ -12,7 +12,7 @@ use super::state::{Blob, Group, GroupStatus, Outgoing, Plan, Purpose};
 use crate::base::bytes::hex;
 use crate::base::crypto::{random, sha256};
 use crate::base::ids::{InviteId, RequestId};
-use crate::base::{Domain, Fault, GroupUri, UnixMillis, UserUri};
+use crate::base::{Domain, Fault, GroupUri, UnixMillis, UserUri, limits};
 use crate::wire::ds::{
     ClientQueueConfig, CreateGroup, DsMessage, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupUpdate, SendMessage,
     UpdateQueueInfo, WelcomeInfo,
@@ -32,9 +32,9 @@ pub(super) type Answer = std::result::Result<Reply, Rejection>;
 pub(super) enum CommitOutcome {
     /// It began this epoch.
     Won(u64),
-    /// Another one was accepted at this epoch; ours is withdrawn.
+    /// Another one was accepted at this epoch; ours is withdrawn and waits in the outbox to be made anew.
     Lost { epoch: u64 },
-    /// The hub wants its Removes committed first; they are kept now.
+    /// The hub wants its Removes committed first; they are kept now, and ours waits in the outbox to be made anew.
     Proposals,
     /// Refused for good.
     Refused(Rejection),
@@ -45,10 +45,12 @@ pub(super) enum CommitOutcome {
 pub(super) enum MessageOutcome {
     /// The hub has it.
     Accepted(MessageAccepted),
-    /// The group has moved on since it was encrypted.
+    /// The group has moved on since it was encrypted; it waits in the outbox to be made anew.
     Outdated,
-    /// The hub wants its Removes committed first; they are kept now.
+    /// The hub wants its Removes committed first; they are kept now, and the message waits in the outbox to be made anew.
     Proposals,
+    /// Refused as it is now, but so old that the answer to an earlier try may be forgotten: it may have been accepted.
+    Unknown,
     /// Refused for good.
     Refused(Rejection),
 }
@@ -65,16 +67,49 @@ fn pending(rejection: &Rejection) -> Vec<Vec<u8>> {
 }
 
 impl Core {
-    /// Puts a request into the outbox. The caller saves.
-    fn enqueue(&mut self, destination: &Domain, service: &Service, purpose: Purpose) -> Outgoing {
+    /// Puts a request into the outbox, in the place of the stale one that it replaces. The caller saves.
+    fn enqueue(&mut self, destination: &Domain, service: &Service, purpose: Purpose, replaces: Option<RequestId>) -> Outgoing {
         let outgoing = Outgoing {
             request: RequestId::random(),
             destination: destination.to_string(),
             service: Blob(encode(service)),
             purpose,
+            made_at_ms: self.now().0,
+            stale: false,
         };
-        self.state.outbox.push(outgoing.clone());
+        match self.state.outbox.iter_mut().find(|kept| Some(kept.request) == replaces) {
+            Some(stale) => *stale = outgoing.clone(),
+            None => self.state.outbox.push(outgoing.clone()),
+        }
         outgoing
+    }
+
+    /// Notes that a request is of no more use as it is. What it was for stays until its successor is there. The caller saves.
+    fn make_stale(&mut self, request: RequestId) {
+        if let Some(kept) = self.state.outbox.iter_mut().find(|kept| kept.request == request) {
+            kept.stale = true;
+        }
+    }
+
+    /// Gives up a stale request: it is done otherwise, or cannot be done any more.
+    pub(super) fn withdraw(&mut self, request: RequestId) -> Result<()> {
+        match self.take_outgoing(request) {
+            Some(_) => self.save(),
+            None => Ok(()),
+        }
+    }
+
+    /// The messages to `group` in the outbox, oldest first.
+    pub(super) fn messages_out(&self, group: &GroupUri) -> Vec<Outgoing> {
+        let name = group.to_string();
+        let to_group = |outgoing: &&Outgoing| matches!(&outgoing.purpose, Purpose::Message { group, .. } if *group == name);
+        self.state.outbox.iter().filter(to_group).cloned().collect()
+    }
+
+    /// Whether an answer that was lost may be forgotten by now where it was given.
+    fn outlived_answers(&self, made_at_ms: u64) -> bool {
+        let kept_ms = u64::try_from(limits::ANSWERS_KEPT.as_millis()).unwrap_or(u64::MAX);
+        self.now().0.saturating_sub(made_at_ms) >= kept_ms
     }
 
     fn take_outgoing(&mut self, request: RequestId) -> Option<Outgoing> {
@@ -87,7 +122,7 @@ impl Core {
         self.leaf.chain.iter().map(|der| Opaque::from(der.as_slice())).collect()
     }
 
-    /// The unanswered Commit of `group`, if there is one.
+    /// The Commit of `group` in the outbox, if there is one: unanswered, or to be made anew.
     pub(super) fn pending_commit(&self, group: &GroupUri) -> Option<Outgoing> {
         let name = group.to_string();
         let of_group = |outgoing: &&Outgoing| matches!(&outgoing.purpose, Purpose::Commit { group, .. } if *group == name);
@@ -108,7 +143,7 @@ impl Core {
         let last_resort = if last_resort { made.pop() } else { None };
         let request = KeysRequest::Publish(PublishKeyPackages { key_packages: made.into(), last_resort });
         let service = Service::Keys(KeysMessage { certificates: self.certificates(), request });
-        let outgoing = self.enqueue(&self.me.domain().clone(), &service, Purpose::KeyPackages);
+        let outgoing = self.enqueue(&self.me.domain().clone(), &service, Purpose::KeyPackages, None);
         self.save()?;
         Ok(outgoing)
     }
@@ -132,7 +167,7 @@ impl Core {
             group_info: group_info.into(),
         });
         let service = ds(DsSenderId::KeyPackageRef(key_package.reference.as_slice().into()), request);
-        let outgoing = self.enqueue(&domain, &service, Purpose::CreateGroup { group: group.to_string() });
+        let outgoing = self.enqueue(&domain, &service, Purpose::CreateGroup { group: group.to_string() }, None);
         let kept = Group { status: GroupStatus::Creating, name, queue_bound: true };
         self.state.groups.insert(group.to_string(), kept);
         self.groups.insert(group, mls);
@@ -182,10 +217,16 @@ impl Core {
         users.iter().filter(is_in).cloned().collect()
     }
 
-    /// Makes a Commit and the request that carries it.
-    pub(super) fn make_commit(&mut self, group: &GroupUri, plan: Plan, adds: Vec<KeyPackage>) -> Result<Outgoing> {
+    /// Makes a Commit and the request that carries it, in the place of the stale one that it replaces.
+    pub(super) fn make_commit(
+        &mut self,
+        group: &GroupUri,
+        plan: Plan,
+        adds: Vec<KeyPackage>,
+        replaces: Option<RequestId>,
+    ) -> Result<Outgoing> {
         let members = mls::members(self.member_of(group)?);
-        if self.pending_commit(group).is_some() {
+        if self.pending_commit(group).is_some_and(|kept| !kept.stale || Some(kept.request) != replaces) {
             return Err(ClientError::Invalid(format!("a Commit in {group} is not answered yet")));
         }
         let removes = match &plan {
@@ -200,6 +241,16 @@ impl Core {
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
         let made = mls::commit(&self.provider, &self.leaf, mls, adds, removes, plan == Plan::Update)?;
+        if let Err(error) = self.check_own_commit(group) {
+            // Neither sent nor tried again with the same proposals.
+            if let Some(mls) = self.groups.get_mut(group) {
+                let storage = self.provider.storage();
+                mls.clear_pending_commit(storage).map_err(|error| Fault::because("could not withdraw a Commit", error))?;
+                mls.clear_pending_proposals(storage).map_err(|error| Fault::because("could not forget proposals", error))?;
+            }
+            self.save()?;
+            return Err(error);
+        }
         let hash = sha256(&made.commit);
         let group_id = Opaque::from(group.to_bytes());
         let group_update = GroupUpdate { commit: made.commit.into(), group_info: made.group_info.into() };
@@ -212,7 +263,8 @@ impl Core {
             }
         };
         let service = ds(DsSenderId::LeafIndex(leaf_index), request);
-        let outgoing = self.enqueue(group.hub(), &service, Purpose::Commit { group: group.to_string(), epoch, hash, plan });
+        let purpose = Purpose::Commit { group: group.to_string(), epoch, hash, plan };
+        let outgoing = self.enqueue(group.hub(), &service, purpose, replaces);
         let fields = json!({
             "group": group.to_string(), "request": outgoing.request.to_string(), "commit": hex(&hash), "epoch": epoch,
         });
@@ -224,7 +276,7 @@ impl Core {
     /// Takes in the answer to a Commit: applies or withdraws it, then what waited for that.
     pub(super) fn settle_commit(&mut self, request: RequestId, answer: Answer) -> Result<CommitOutcome> {
         let found = self.state.outbox.iter().find(|outgoing| outgoing.request == request).cloned();
-        let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, .. }, .. }) = found else {
+        let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, .. }, stale: false, .. }) = found else {
             return Err(ClientError::Invalid("the Commit was settled by another operation".into()));
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
@@ -243,11 +295,11 @@ impl Core {
         if won && !mine {
             return Err(ClientError::Untrusted(format!("{group}: the hub accepted two Commits in epoch {epoch}")));
         }
-        self.take_outgoing(request);
         let mut fields = json!({
             "group": group, "request": request.to_string(), "commit": hex(&hash), "epoch": epoch + 1,
         });
         let outcome = if won {
+            self.take_outgoing(request);
             let before = self.members_now(&uri);
             self.merge(&uri, None)?;
             self.record("commit_accepted", fields);
@@ -264,13 +316,18 @@ impl Core {
             self.record("commit_refused", fields);
             match rejection.code {
                 ErrorCode::WrongEpoch if rejection.as_wrong_epoch().is_some_and(|detail| detail.current_epoch > epoch) => {
+                    self.make_stale(request);
                     CommitOutcome::Lost { epoch }
                 }
                 ErrorCode::PendingProposals => {
+                    self.make_stale(request);
                     self.keep_proposals(&uri, &pending(&rejection));
                     CommitOutcome::Proposals
                 }
-                _ => CommitOutcome::Refused(rejection),
+                _ => {
+                    self.take_outgoing(request);
+                    CommitOutcome::Refused(rejection)
+                }
             }
         };
         self.drain_backlog(&uri, None)?;
@@ -280,8 +337,8 @@ impl Core {
 
     // --- messages ----------------------------------------------------------------------------------------------------
 
-    /// Encrypts `text` and makes the request that sends it.
-    pub(super) fn make_message(&mut self, group: &GroupUri, text: String) -> Result<Outgoing> {
+    /// Encrypts `text` and makes the request that sends it, in the place of the stale one that it replaces.
+    pub(super) fn make_message(&mut self, group: &GroupUri, text: String, replaces: Option<RequestId>) -> Result<Outgoing> {
         self.member_of(group)?;
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
@@ -290,7 +347,7 @@ impl Core {
         let request = DsRequest::SendMessage(SendMessage { group_id: group.to_bytes().into(), message: message.into() });
         let service = ds(DsSenderId::LeafIndex(leaf_index), request);
         let purpose = Purpose::Message { group: group.to_string(), epoch, hash, text };
-        let outgoing = self.enqueue(group.hub(), &service, purpose);
+        let outgoing = self.enqueue(group.hub(), &service, purpose, replaces);
         let fields = json!({
             "group": group.to_string(), "request": outgoing.request.to_string(), "message": hex(&hash), "epoch": epoch,
             "text_hash": hex(&text_hash),
@@ -302,7 +359,9 @@ impl Core {
 
     /// Takes in the answer to a message.
     pub(super) fn settle_message(&mut self, request: RequestId, answer: Answer) -> Result<MessageOutcome> {
-        let Some(Outgoing { purpose: Purpose::Message { group, epoch, hash, text }, .. }) = self.take_outgoing(request) else {
+        let found = self.state.outbox.iter().find(|outgoing| outgoing.request == request).cloned();
+        let Some(Outgoing { purpose: Purpose::Message { group, epoch, hash, text }, made_at_ms, stale: false, .. }) = found
+        else {
             return Err(ClientError::Invalid("the message was settled by another operation".into()));
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
@@ -321,6 +380,10 @@ impl Core {
                 fields["code"] = rejection.code.name().into();
                 self.record("refused", fields);
                 match rejection.code {
+                    // A second copy would be worse than one of which nothing is known.
+                    ErrorCode::WrongEpoch | ErrorCode::PendingProposals if self.outlived_answers(made_at_ms) => {
+                        MessageOutcome::Unknown
+                    }
                     ErrorCode::WrongEpoch => MessageOutcome::Outdated,
                     ErrorCode::PendingProposals => {
                         self.keep_proposals(&uri, &pending(&rejection));
@@ -330,6 +393,11 @@ impl Core {
                 }
             }
         };
+        if matches!(outcome, MessageOutcome::Outdated | MessageOutcome::Proposals) {
+            self.make_stale(request);
+        } else {
+            self.take_outgoing(request);
+        }
         self.save()?;
         Ok(outcome)
     }

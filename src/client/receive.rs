@@ -3,8 +3,8 @@
 
 use openmls::group::MlsGroup;
 use openmls::prelude::{
-    ContentType, KeyPackageRef, LeafNodeIndex, MlsMessageBodyIn, ProcessedMessageContent, ProtocolMessage, Sender, StagedCommit,
-    Welcome,
+    ContentType, KeyPackageRef, LeafNodeIndex, MlsMessageBodyIn, ProcessedMessageContent, Proposal, ProtocolMessage, Sender,
+    StagedCommit, Welcome,
 };
 use openmls_traits::OpenMlsProvider as _;
 use serde_json::json;
@@ -16,13 +16,10 @@ use super::mls::{self, LeafClaim};
 use super::state::{Blob, Group, GroupStatus, Purpose};
 use crate::base::bytes::hex;
 use crate::base::crypto::sha256;
-use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis};
+use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::wire::qs::{DeliveredMessage, Delivery, QueueEntry};
 use crate::wire::reply::GroupState;
 use crate::wire::{decode, encode};
-
-/// The most entries of one group that wait; more are passed over.
-const BACKLOG_ENTRIES_MAX: usize = 20_000;
 
 /// What an entry waits for.
 #[derive(Clone, Debug)]
@@ -30,7 +27,7 @@ pub(super) enum Need {
     /// What a domain publishes.
     Domain(Domain),
     /// The tree for the Welcome to this KeyPackage.
-    Tree { reference: KeyPackageRef, epoch: u64 },
+    Tree { sequence: u64, reference: KeyPackageRef, epoch: u64 },
     /// The answer to the own pending Commit.
     OwnCommit,
 }
@@ -135,7 +132,7 @@ impl Core {
         let name = group.to_string();
         // Whatever comes after an entry that waits, waits too: order matters within a group.
         if let Some(waiting) = self.state.backlog.get_mut(&name) {
-            if waiting.len() < BACKLOG_ENTRIES_MAX {
+            if waiting.len() < limits::CLIENT_BACKLOG_ENTRIES_MAX {
                 waiting.push(Blob(encode(&entry)));
             } else {
                 self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), "too much waits for this group".into());
@@ -148,9 +145,9 @@ impl Core {
         Ok(())
     }
 
-    /// Applies what waits for `group`, as far as it goes; the tree is for the first entry. Says what the rest needs. Writes the
-    /// state when something changed.
-    pub(super) fn take_backlog(&mut self, group: &GroupUri, tree: Option<&GroupState>) -> Result<Option<Need>> {
+    /// Applies what waits for `group`, as far as it goes; the tree is for the Welcome of the entry with that sequence. Says what
+    /// the rest needs. Writes the state when something changed.
+    pub(super) fn take_backlog(&mut self, group: &GroupUri, tree: Option<(u64, &GroupState)>) -> Result<Option<Need>> {
         let before = self.state.backlog.get(&group.to_string()).map_or(0, Vec::len);
         let need = self.drain_backlog(group, tree)?;
         let after = self.state.backlog.get(&group.to_string()).map_or(0, Vec::len);
@@ -161,12 +158,13 @@ impl Core {
     }
 
     /// As [`Core::take_backlog`], leaving the state write to the caller.
-    pub(super) fn drain_backlog(&mut self, group: &GroupUri, mut tree: Option<&GroupState>) -> Result<Option<Need>> {
+    pub(super) fn drain_backlog(&mut self, group: &GroupUri, tree: Option<(u64, &GroupState)>) -> Result<Option<Need>> {
         let name = group.to_string();
         let waiting = self.state.backlog.remove(&name).unwrap_or_default();
         for (at, octets) in waiting.iter().enumerate() {
             let Ok(entry) = decode::<QueueEntry>(&octets.0) else { continue };
-            if let Some(need) = self.try_entry(group, &entry, tree.take())? {
+            let tree = tree.filter(|(sequence, _)| *sequence == entry.sequence).map(|(_, tree)| tree);
+            if let Some(need) = self.try_entry(group, &entry, tree)? {
                 let rest = waiting.get(at..).unwrap_or_default().to_vec();
                 self.state.backlog.insert(name, rest);
                 return Ok(Some(need));
@@ -175,16 +173,13 @@ impl Core {
         Ok(None)
     }
 
-    /// Gives up the first entry that waits for `group`, and applies the rest as far as it goes.
-    pub(super) fn skip_backlog(&mut self, group: &GroupUri, why: String) -> Result<()> {
+    /// Gives up the entry with `sequence`, if it is the first that waits for `group`, and applies the rest as far as it goes.
+    pub(super) fn skip_backlog(&mut self, group: &GroupUri, sequence: u64, why: String) -> Result<()> {
         let Some(waiting) = self.state.backlog.get_mut(&group.to_string()) else { return Ok(()) };
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let first = waiting.remove(0);
-        if let Ok(entry) = decode::<QueueEntry>(&first.0) {
-            self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), why);
-        }
+        let first = waiting.first().and_then(|first| decode::<QueueEntry>(&first.0).ok());
+        let Some(entry) = first.filter(|entry| entry.sequence == sequence) else { return Ok(()) };
+        waiting.remove(0);
+        self.pass_over(&entry, Seen::new(kind_of(&entry), "refused"), why);
         self.drain_backlog(group, None)?;
         self.save()
     }
@@ -193,7 +188,7 @@ impl Core {
     fn try_entry(&mut self, group: &GroupUri, entry: &QueueEntry, tree: Option<&GroupState>) -> Result<Option<Need>> {
         let applied = match &entry.delivery {
             Delivery::MessagesLost | Delivery::Reset => {
-                self.events.push(Event::MessagesLost { group: group.clone() });
+                self.new_events.push(Event::MessagesLost { group: group.clone() });
                 Ok(Seen::new("lost", "ok"))
             }
             Delivery::Message(message) => self.apply(group, entry, message, tree),
@@ -214,7 +209,7 @@ impl Core {
         self.record_received(entry, &seen);
         let group = String::from_utf8_lossy(&entry.group_id).into_owned();
         tracing::debug!(group, entry.sequence, why, "passed over a queue entry");
-        self.events.push(Event::Unprocessable { group, sequence: entry.sequence, why });
+        self.new_events.push(Event::Unprocessable { group, sequence: entry.sequence, why });
     }
 
     fn record_received(&mut self, entry: &QueueEntry, seen: &Seen) {
@@ -312,7 +307,7 @@ impl Core {
         };
         self.remember(Some(entry.sequence), entry.arrived_at_ms, group, &sender, &text);
         let (group, sequence, at_ms) = (group.clone(), entry.sequence, entry.arrived_at_ms);
-        self.events.push(Event::Message { group, epoch, sequence, sender, text, at_ms });
+        self.new_events.push(Event::Message { group, epoch, sequence, sender, text, at_ms });
         Ok(seen)
     }
 
@@ -330,10 +325,16 @@ impl Core {
         let ProcessedMessageContent::ProposalMessage(proposal) = processed.into_content() else {
             return bad("proposal", "refused", "a proposal of a kind that is not used");
         };
+        // What else there is in MLS is nobody's to propose in version 1: the hub removes, members renew their keys. A proposal
+        // that is kept goes into this client's next Commit, whatever it is.
+        match (&sender, proposal.proposal()) {
+            (None, Proposal::Remove(_)) | (Some(_), Proposal::Update(_)) => {}
+            _ => return bad("proposal", "refused", "a proposal of a kind that is not used"),
+        }
         mls.store_pending_proposal(provider.storage(), *proposal)
             .map_err(|error| Fault::new(format!("could not keep a proposal: {error}")))?;
         let epoch = mls.epoch().as_u64();
-        self.events.push(Event::Proposed { group: group.clone(), epoch });
+        self.new_events.push(Event::Proposed { group: group.clone(), epoch });
         Ok(Seen::new("proposal", "ok").by(sender))
     }
 
@@ -399,7 +400,7 @@ impl Core {
     fn is_own_commit(&self, group: &GroupUri, hash: &[u8; 32]) -> bool {
         let name = group.to_string();
         self.state.outbox.iter().any(|outgoing| match &outgoing.purpose {
-            Purpose::Commit { group, hash: own, .. } => *group == name && own == hash,
+            Purpose::Commit { group, hash: own, .. } => !outgoing.stale && *group == name && own == hash,
             _ => false,
         })
     }
@@ -413,8 +414,34 @@ impl Core {
         now: UnixMillis,
     ) -> std::result::Result<ClientUri, Unapplied> {
         let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("commit", "undecryptable")), why };
+        let entering = mls::entering_leaves(staged, committer).map_err(wrong)?;
+        self.check_leaves(group, entering, committer, now)
+    }
+
+    /// Checks what the own pending Commit brings in, as everyone else will: members' proposals are in it, too.
+    pub(super) fn check_own_commit(&mut self, group: &GroupUri) -> Result<()> {
+        let Some(mls) = self.groups.get(group) else { return Ok(()) };
+        let Some(staged) = mls.pending_commit() else { return Ok(()) };
+        let committer = Some(mls.own_leaf_index());
+        let entering = mls::entering_leaves(staged, committer).map_err(ClientError::Untrusted)?;
+        match self.check_leaves(group, entering, committer, self.now()) {
+            Ok(_) => Ok(()),
+            Err(Unapplied::Bad { why, .. }) => Err(ClientError::Untrusted(why)),
+            Err(Unapplied::Waits(_)) => Err(ClientError::Untrusted("a leaf of a domain that is not known".into())),
+            Err(Unapplied::Fault(fault)) => Err(fault.into()),
+        }
+    }
+
+    fn check_leaves(
+        &mut self,
+        group: &GroupUri,
+        entering: Vec<(LeafClaim, Option<LeafNodeIndex>)>,
+        committer: Option<LeafNodeIndex>,
+        now: UnixMillis,
+    ) -> std::result::Result<ClientUri, Unapplied> {
+        let wrong = |why: String| Unapplied::Bad { seen: Box::new(Seen::new("commit", "undecryptable")), why };
         let mut joiner = None;
-        for (claim, replaces) in mls::entering_leaves(staged, committer).map_err(wrong)? {
+        for (claim, replaces) in entering {
             let domain = claim.domain().map_err(wrong)?;
             let roots = self.roots(&domain).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
             let client = claim.check(&roots, now).map_err(wrong)?;
@@ -470,14 +497,14 @@ impl Core {
                 kept.status = GroupStatus::Left;
             }
             self.record("left", json!({ "group": group.to_string(), "epoch": epoch }));
-            self.events.push(Event::Left { group: group.clone(), epoch });
+            self.new_events.push(Event::Left { group: group.clone(), epoch });
             return Ok(true);
         }
         let after = self.members_now(group);
         self.record_epoch(group);
         let added = after.iter().filter(|client| !before.contains(client)).cloned().collect();
         let removed = before.into_iter().filter(|client| !after.contains(client)).collect();
-        self.events.push(Event::EpochChanged { group: group.clone(), epoch, by: by.clone(), added, removed });
+        self.new_events.push(Event::EpochChanged { group: group.clone(), epoch, by: by.clone(), added, removed });
         Ok(false)
     }
 
@@ -499,7 +526,9 @@ impl Core {
         if self.domain_info(group.hub()).is_none() {
             return Err(Unapplied::Waits(Need::Domain(group.hub().clone())));
         }
-        let Some(tree) = tree else { return Err(Unapplied::Waits(Need::Tree { reference, epoch: entry.epoch })) };
+        let Some(tree) = tree else {
+            return Err(Unapplied::Waits(Need::Tree { sequence: entry.sequence, reference, epoch: entry.epoch }));
+        };
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);
         let joined = self.join(group, entry, welcome, tree);
@@ -549,10 +578,12 @@ impl Core {
     /// What follows from being a member now, as a joiner or as the creator.
     pub(super) fn became_member(&mut self, group: &GroupUri, name: Option<String>, queue_bound: bool) {
         let epoch = self.groups.get(group).map_or(0, |mls| mls.epoch().as_u64());
+        // Who comes back finds the group under the name it gave it.
+        let name = name.or_else(|| self.state.groups.get(&group.to_string()).and_then(|kept| kept.name.clone()));
         self.state.groups.insert(group.to_string(), Group { status: GroupStatus::Member, name, queue_bound });
         self.record("joined", json!({ "group": group.to_string(), "epoch": epoch }));
         self.record_epoch(group);
-        self.events.push(Event::Joined { group: group.clone(), epoch });
+        self.new_events.push(Event::Joined { group: group.clone(), epoch });
     }
 
     /// The last sequence up to which everything is processed and in the state, if the node has not been told of it. What waits

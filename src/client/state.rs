@@ -26,7 +26,7 @@ const MAGIC: &[u8; 8] = b"mimiclnt";
 
 /// The format this code writes, and the only one it reads. postcard does not describe itself: any change of [`State`] is a new
 /// version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Magic, version, length of the state.
 const HEADER_BYTES: usize = 8 + 4 + 8;
@@ -168,6 +168,10 @@ pub(super) struct Outgoing {
     /// Encoded `wire::request::Service`.
     pub(super) service: Blob,
     pub(super) purpose: Purpose,
+    /// When it was made, by the node's clock in milliseconds since 1970: shortly before it was first tried.
+    pub(super) made_at_ms: u64,
+    /// Whether it was refused as it is and waits here to be made anew, so that a crash in between loses nothing.
+    pub(super) stale: bool,
 }
 
 /// What an [`Outgoing`] is for, and what its answer will need.
@@ -338,6 +342,8 @@ pub(super) mod tests {
                     hash: [14; 32],
                     plan: Plan::Add(vec!["mimi://b.test/u/bob".into()]),
                 },
+                made_at_ms: 1,
+                stale: false,
             }],
             backlog: BTreeMap::new(),
             history: Vec::new(),

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use openmls::prelude::{Credential, CredentialType, ExternalSender};
+use openmls::prelude::{Credential, CredentialType, ExternalProposal, ExternalSender, SenderExtensionIndex};
 use serde_json::Value;
 use tempfile::TempDir;
 use tls_codec::Serialize as _;
@@ -142,7 +142,7 @@ impl Party {
 
     /// Sends `text`; the hub accepts.
     fn says(&mut self, group: &GroupUri, text: &str) -> (u64, Vec<u8>) {
-        let made = self.core.make_message(group, text.to_owned()).expect("is made");
+        let made = self.core.make_message(group, text.to_owned(), None).expect("is made");
         let (epoch, message) = message_of(&made);
         let accepted = Ok(Reply::MessageAccepted(MessageAccepted { epoch, accepted_at_ms: 5 }));
         let outcome = self.core.settle_message(made.request, accepted).expect("settles");
@@ -220,7 +220,7 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
 
     alice.core.pin(&b.domain, &b.info).expect("is pinned, as a claim does");
-    let made = alice.core.make_commit(&group, Plan::Add(vec![bob.user()]), vec![package]).expect("is made");
+    let made = alice.core.make_commit(&group, Plan::Add(vec![bob.user()]), vec![package], None).expect("is made");
     let (update, welcomes) = update_of(&made);
     let receipt = a.receipt(&group, 1, &update.commit);
     let outcome = alice.core.settle_commit(made.request, Ok(Reply::CommitAccepted(receipt))).expect("settles");
@@ -231,7 +231,10 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == a.domain));
     bob.core.pin(&a.domain, &a.info).expect("is pinned");
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree { epoch: 1, .. }))));
-    assert!(matches!(bob.core.take_backlog(&group, Some(&tree)), Ok(None)));
+    // Neither another entry's tree nor giving up another entry touches this one.
+    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree { sequence: 1, .. }))));
+    bob.core.skip_backlog(&group, 2, "not this one".into()).expect("does nothing");
+    assert!(matches!(bob.core.take_backlog(&group, Some((1, &tree))), Ok(None)));
     assert_eq!(bob.events(), [Event::Joined { group: group.clone(), epoch: 1 }]);
     alice.events();
     (a, b, alice, bob, group)
@@ -285,7 +288,7 @@ fn two_members_of_two_domains_talk_across_restarts() {
 #[test]
 fn messages_of_the_next_epoch_wait_for_the_answer_to_the_own_commit() {
     let (a, _b, mut alice, mut bob, group) = pair();
-    let made = alice.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
+    let made = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
     let (update, _) = update_of(&made);
     // Accepted; the answer is lost, alice is killed, and bob's message of the new epoch comes first.
     bob.deliver(&group, 2, &update.commit, Some(a.receipt(&group, 2, &update.commit)));
@@ -308,8 +311,8 @@ fn messages_of_the_next_epoch_wait_for_the_answer_to_the_own_commit() {
 #[test]
 fn of_two_commits_the_one_with_the_hubs_receipt_counts() {
     let (a, b, mut alice, mut bob, group) = pair();
-    let mine = alice.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
-    let theirs = bob.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
+    let mine = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    let theirs = bob.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
     let (update, _) = update_of(&theirs);
     // Without the hub's word nothing happens: no receipt, another hub's, one for another epoch, one for other octets.
     for receipt in [
@@ -332,7 +335,7 @@ fn of_two_commits_the_one_with_the_hubs_receipt_counts() {
     assert!(matches!(lost, Ok(CommitOutcome::Lost { epoch: 1 })));
     assert_eq!(alice.authenticator(&group), bob.authenticator(&group));
     // And the next one passes.
-    let next = alice.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
+    let next = alice.core.make_commit(&group, Plan::Update, Vec::new(), Some(mine.request)).expect("is made");
     let (update, _) = update_of(&next);
     let receipt = a.receipt(&group, 3, &update.commit);
     let won = alice.core.settle_commit(next.request, Ok(Reply::CommitAccepted(receipt.clone())));
@@ -349,7 +352,7 @@ fn of_two_commits_the_one_with_the_hubs_receipt_counts() {
 #[test]
 fn a_hub_that_accepts_with_a_false_receipt_is_not_believed() {
     let (_a, b, mut alice, _bob, group) = pair();
-    let made = alice.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
+    let made = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
     let (update, _) = update_of(&made);
     let forged = b.receipt(&group, 2, &update.commit);
     assert!(alice.core.settle_commit(made.request, Ok(Reply::CommitAccepted(forged))).is_err());
@@ -361,7 +364,7 @@ fn a_hub_that_accepts_with_a_false_receipt_is_not_believed() {
 fn late_messages_of_past_epochs_are_read() {
     let (a, _b, mut alice, mut bob, group) = pair();
     let (epoch, late) = bob.says(&group, "sent before the Commit");
-    let made = alice.core.make_commit(&group, Plan::Update, Vec::new()).expect("is made");
+    let made = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
     let (update, _) = update_of(&made);
     let receipt = a.receipt(&group, 2, &update.commit);
     alice.core.settle_commit(made.request, Ok(Reply::CommitAccepted(receipt))).expect("settles");
@@ -372,8 +375,8 @@ fn late_messages_of_past_epochs_are_read() {
 #[test]
 fn who_is_removed_learns_it_and_forgets_the_group() {
     let (a, _b, mut alice, mut bob, group) = pair();
-    assert!(alice.core.make_commit(&group, Plan::Remove(vec![alice.user()]), Vec::new()).is_err(), "not oneself");
-    let made = alice.core.make_commit(&group, Plan::Remove(vec![bob.user()]), Vec::new()).expect("is made");
+    assert!(alice.core.make_commit(&group, Plan::Remove(vec![alice.user()]), Vec::new(), None).is_err(), "not oneself");
+    let made = alice.core.make_commit(&group, Plan::Remove(vec![bob.user()]), Vec::new(), None).expect("is made");
     let (update, _) = update_of(&made);
     let receipt = a.receipt(&group, 2, &update.commit);
     alice.core.settle_commit(made.request, Ok(Reply::CommitAccepted(receipt.clone()))).expect("settles");
@@ -381,7 +384,7 @@ fn who_is_removed_learns_it_and_forgets_the_group() {
     assert_eq!(bob.events(), [Event::Left { group: group.clone(), epoch: 2 }]);
     let mut bob = bob.crash();
     assert_eq!(bob.core.state.groups[&group.to_string()].status, GroupStatus::Left);
-    assert!(bob.core.make_message(&group, "still here?".into()).is_err());
+    assert!(bob.core.make_message(&group, "still here?".into(), None).is_err());
     let (epoch, message) = alice.says(&group, "among ourselves");
     bob.deliver(&group, epoch, &message, None);
     assert!(matches!(&bob.events()[..], [Event::Unprocessable { .. }]));
@@ -423,10 +426,12 @@ fn entries_that_make_no_sense_are_told_and_passed_over() {
 #[test]
 fn refused_messages_and_groups_leave_nothing_behind() {
     let (_a, _b, mut alice, mut bob, group) = pair();
-    let made = alice.core.make_message(&group, "too late".into()).expect("is made");
-    let answer = Err(Rejection::wrong_epoch(9, None));
-    assert!(matches!(alice.core.settle_message(made.request, answer), Ok(MessageOutcome::Outdated)));
-    let made = alice.core.make_message(&group, "too much".into()).expect("is made");
+    let made = alice.core.make_message(&group, "too late".into(), None).expect("is made");
+    assert!(matches!(
+        alice.core.settle_message(made.request, refused(ErrorCode::InvalidMessage)),
+        Ok(MessageOutcome::Refused(_))
+    ));
+    let made = alice.core.make_message(&group, "too much".into(), None).expect("is made");
     let outcome = alice.core.settle_message(made.request, refused(ErrorCode::TooLarge));
     assert!(matches!(outcome, Ok(MessageOutcome::Refused(_))));
     assert!(alice.core.state.outbox.is_empty());
@@ -442,7 +447,7 @@ fn refused_messages_and_groups_leave_nothing_behind() {
 #[test]
 fn log_lines_lost_in_a_crash_are_written_on_opening() {
     let (_a, _b, mut alice, _bob, group) = pair();
-    alice.core.make_message(&group, "on its way".into()).expect("is made");
+    alice.core.make_message(&group, "on its way".into(), None).expect("is made");
     let text = std::fs::read_to_string(log_path(&alice.dir)).expect("a log");
     let last = text.trim_end().rfind('\n').expect("several lines") + 1;
     // The state was written; the process died before the log was.
@@ -474,7 +479,10 @@ fn a_member_that_its_domain_does_not_vouch_for_cannot_come_in() {
     let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
     let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
     let package = mls::read_key_package(&bob.core.provider, &published.key_packages[0]).expect("is valid MLS");
-    let made = bob.core.make_commit(&group, Plan::Add(vec![carol.user()]), vec![package]).expect("is made");
+    let plan = Plan::Add(vec![carol.user()]);
+    assert!(bob.core.make_commit(&group, plan.clone(), vec![package.clone()], None).is_err(), "bob knows no c.test at all");
+    bob.core.pin(&false_.domain, &false_.info).expect("is pinned: bob is taken in");
+    let made = bob.core.make_commit(&group, plan, vec![package], None).expect("is made");
     let (update, _) = update_of(&made);
     alice.deliver(&group, 2, &update.commit, Some(a.receipt(&group, 2, &update.commit)));
     assert!(matches!(alice.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == real.domain));
@@ -483,4 +491,115 @@ fn a_member_that_its_domain_does_not_vouch_for_cannot_come_in() {
     assert!(matches!(&alice.events()[..], [Event::Unprocessable { .. }]));
     assert_eq!(alice.core.state.groups[&group.to_string()].status, GroupStatus::Stuck);
     assert_eq!(alice.core.groups[&group].epoch().as_u64(), 1);
+}
+
+#[test]
+fn a_client_that_cannot_write_or_is_closed_does_nothing_more() {
+    let (_a, _b, mut alice, mut bob, group) = pair();
+    let (epoch, message) = alice.says(&group, "hello");
+    // The state file cannot be replaced.
+    std::fs::create_dir(bob.dir.path().join("state.new")).expect("is in the way");
+    let message = Delivery::Message(DeliveredMessage { message: message.into(), receipt: None });
+    let taken = entry(2, &group, epoch, message);
+    assert!(bob.core.run(move |core| core.take_batch(vec![taken])).is_err());
+    assert!(bob.events().is_empty(), "nothing is told that the disk does not hold");
+    assert!(bob.core.run(|core| Ok(core.unacked())).is_err(), "and nothing acknowledged");
+    std::fs::remove_dir(bob.dir.path().join("state.new")).expect("is removed");
+    assert!(bob.core.run(|core| core.make_message(&group, "from memory".into(), None)).is_err());
+
+    alice.core.close();
+    assert!(alice.core.run(|core| core.make_message(&group, "closed".into(), None)).is_err());
+}
+
+#[test]
+fn work_that_panicked_is_the_last() {
+    let (_a, _b, mut alice, ..) = pair();
+    let interrupted = std::panic::AssertUnwindSafe(|| alice.core.run(|_| -> super::core::Result<()> { panic!("a bug") }));
+    assert!(std::panic::catch_unwind(interrupted).is_err());
+    assert!(alice.core.run(|core| core.save()).is_err());
+}
+
+#[test]
+fn what_is_to_be_made_anew_stays_in_the_outbox_until_it_is() {
+    let (a, _b, mut alice, mut bob, group) = pair();
+    let early = alice.core.make_message(&group, "too early".into(), None).expect("is made");
+    let mine = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    let theirs = bob.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    let (update, _) = update_of(&theirs);
+    let receipt = a.receipt(&group, 2, &update.commit);
+    let lost = Rejection::wrong_epoch(2, Some(sha256(&update.commit)));
+    assert!(matches!(alice.core.settle_commit(mine.request, Err(lost.clone())), Ok(CommitOutcome::Lost { epoch: 1 })));
+    assert!(matches!(alice.core.settle_message(early.request, Err(lost)), Ok(MessageOutcome::Outdated)));
+    // Killed before either is made anew.
+    let mut alice = alice.crash();
+    alice.deliver(&group, 2, &update.commit, Some(receipt));
+    assert!(alice.core.state.outbox.iter().all(|kept| kept.stale));
+    let [kept] = &alice.core.messages_out(&group)[..] else { panic!("{:?}", alice.core.state.outbox) };
+    let Purpose::Message { text, .. } = &kept.purpose else { panic!("{kept:?}") };
+    let again = alice.core.make_message(&group, text.clone(), Some(kept.request)).expect("is made anew");
+    let commit = alice.core.pending_commit(&group).expect("its plan is there");
+    assert!(alice.core.make_commit(&group, Plan::Update, Vec::new(), None).is_err(), "that one comes first");
+    let commit = alice.core.make_commit(&group, Plan::Update, Vec::new(), Some(commit.request)).expect("is made anew");
+    let alice = alice.crash();
+    let left: Vec<_> = alice.core.state.outbox.iter().map(|kept| (kept.request, kept.stale)).collect();
+    assert_eq!(left, [(again.request, false), (commit.request, false)], "each replaces its predecessor");
+}
+
+#[test]
+fn a_message_whose_answer_may_be_forgotten_is_not_sent_twice() {
+    let (_a, _b, mut alice, _bob, group) = pair();
+    let made = alice.core.make_message(&group, "yesterday's".into(), None).expect("is made");
+    let kept_ms = u64::try_from(crate::base::limits::ANSWERS_KEPT.as_millis()).expect("fits");
+    alice.core.state.outbox[0].made_at_ms -= kept_ms;
+    let outcome = alice.core.settle_message(made.request, Err(Rejection::wrong_epoch(9, None)));
+    assert!(matches!(outcome, Ok(MessageOutcome::Unknown)), "{outcome:?}");
+    assert!(alice.core.state.outbox.is_empty());
+}
+
+#[test]
+fn a_message_overtaken_by_many_is_still_read() {
+    let (_a, _b, mut alice, mut bob, group) = pair();
+    let (epoch, late) = bob.says(&group, "late");
+    for _ in 0..100 {
+        let (epoch, message) = bob.says(&group, "newer");
+        alice.deliver(&group, epoch, &message, None);
+    }
+    assert_eq!(alice.texts().len(), 100);
+    alice.deliver(&group, epoch, &late, None);
+    assert_eq!(alice.texts(), ["late"]);
+}
+
+/// The DS's own signature, as OpenMLS takes it.
+struct DsSigner<'a>(&'a SigningKey);
+
+impl openmls_traits::signatures::Signer for DsSigner<'_> {
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, openmls_traits::signatures::SignerError> {
+        Ok(self.0.sign(payload))
+    }
+
+    fn signature_scheme(&self) -> openmls_traits::types::SignatureScheme {
+        openmls_traits::types::SignatureScheme::ED25519
+    }
+}
+
+#[test]
+fn the_hub_can_propose_to_remove_and_nothing_else() {
+    let (a, b, mut alice, bob, group) = pair();
+    let mut mallory = Party::new(&a, "mallory");
+    let made = mallory.core.make_key_packages(1, false, UnixMillis::now()).expect("are made");
+    let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
+    let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
+    let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
+    let (id, epoch) = (alice.core.groups[&group].group_id().clone(), alice.core.groups[&group].epoch());
+    let (signer, index) = (DsSigner(&a.ds_key), SenderExtensionIndex::new(0));
+    let add = ExternalProposal::new_add::<Provider>(package, id.clone(), epoch, &signer, index).expect("is made");
+    alice.deliver(&group, 1, &add.tls_serialize_detached().expect("encodes"), None);
+    assert!(matches!(&alice.events()[..], [Event::Unprocessable { .. }]));
+    assert!(!alice.core.has_proposals(&group), "or the next Commit would carry it");
+    let leaf = bob.core.groups[&group].own_leaf_index();
+    let remove = ExternalProposal::new_remove::<Provider>(leaf, id, epoch, &signer, index).expect("is made");
+    alice.deliver(&group, 1, &remove.tls_serialize_detached().expect("encodes"), None);
+    assert_eq!(alice.events(), [Event::Proposed { group: group.clone(), epoch: 1 }]);
+    assert!(alice.core.has_proposals(&group));
+    drop(b);
 }

@@ -227,14 +227,6 @@ impl Rejection {
         self.detail_of(ErrorCode::UnreachableDomain)
     }
 
-    /// Whether the same request, sent again later, can still pass. A domain that does not exist, does not federate or denies us
-    /// will not change its mind within a client's patience.
-    pub fn may_pass_later(&self) -> bool {
-        use UnreachableReason::{Denied, DoesNotFederate, NoSuchDomain};
-        let hopeless = self.as_unreachable().is_some_and(|detail| matches!(detail.why, NoSuchDomain | DoesNotFederate | Denied));
-        self.code.retry() == Retry::Later && !hopeless
-    }
-
     fn with<T: tls_codec::Serialize>(code: ErrorCode, detail: &T) -> Self {
         Self { code, detail: encode(detail).into() }
     }
