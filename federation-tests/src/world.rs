@@ -9,9 +9,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mimi_node::base::{Context as _, Domain, Fault, UnixMillis, UserUri};
-use mimi_node::identity::{TlsCa, TlsCertificateOptions};
-use mimi_node::node::config::{Config, Dns, Listen, LogLevel, Tls, write_public, write_secret};
-use mimi_node::node::{Node, init};
+use mimi_node::identity::TlsCa;
+use mimi_node::node::Node;
+use mimi_node::node::config::{Config, Listen, write_public, write_secret};
+use mimi_node::node::init::NewNode;
 use mimi_node::service::accounts::invite;
 use mimi_node::storage::Storage;
 use mimi_node::wire::Invitation;
@@ -250,18 +251,21 @@ fn make_plan(domains: usize) -> Result<Plan, Fault> {
     let address = |host: u8| IpAddr::V4(Ipv4Addr::new(127, network[0], network[1], host));
     let mut sites = Vec::new();
     for (letter, host) in (b'a'..=b'z').zip(2..).take(domains) {
-        sites.push(Site {
-            domain: format!("{}.test", char::from(letter)).parse().context("a testbed domain is valid")?,
-            federation: free_port(address(host))?,
-            client: free_port(address(host))?,
-        });
+        let [federation, client] = free_ports(address(host))?;
+        let domain = format!("{}.test", char::from(letter)).parse().context("a testbed domain is valid")?;
+        sites.push(Site { domain, federation, client });
     }
-    Ok(Plan { dns: free_port(address(1))?, sites })
+    let [dns] = free_ports(address(1))?;
+    Ok(Plan { dns, sites })
 }
 
-/// A UDP port of `address` that is free now.
-fn free_port(address: IpAddr) -> Result<SocketAddr, Fault> {
-    UdpSocket::bind((address, 0)).and_then(|socket| socket.local_addr()).context("cannot find a free port")
+/// UDP ports of `address` that are free now, all different.
+fn free_ports<const N: usize>(address: IpAddr) -> Result<[SocketAddr; N], Fault> {
+    let failed = "cannot find a free port";
+    // Held together until all are known: one given back could be given out again.
+    let sockets: Vec<UdpSocket> = (0..N).map(|_| UdpSocket::bind((address, 0))).collect::<Result<_, _>>().context(failed)?;
+    let ports: Vec<SocketAddr> = sockets.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>().context(failed)?;
+    ports.try_into().ok().context(failed)
 }
 
 async fn make_domains(dir: &Path, plan: &Plan) -> Result<(), Fault> {
@@ -274,27 +278,14 @@ async fn make_domains(dir: &Path, plan: &Plan) -> Result<(), Fault> {
     write_public(&dir.join("ca/ca.pem"), &ca.certificate_pem())?;
     write_secret(&dir.join("ca/ca.key"), &ca.key_pem())?;
     for site in &plan.sites {
-        let home = site_dir(dir, &site.domain);
-        let tls = home.join("tls");
-        std::fs::create_dir_all(&tls).with_context(|| format!("cannot make {}", tls.display()))?;
-        let certificate = ca.issue(&TlsCertificateOptions::for_domain(&site.domain), now)?;
-        write_public(&tls.join("node.pem"), &certificate.chain_pem)?;
-        write_secret(&tls.join("node.key"), &certificate.key_pem)?;
-        write_public(&tls.join("authorities.pem"), &ca.certificate_pem())?;
-        init::initialise(&home.join("data"), &site.domain).await?;
-        let config = Config {
-            domain: site.domain.clone(),
-            data: "data".into(),
-            log: LogLevel::Info,
+        let node = NewNode {
+            domain: &site.domain,
+            directory: &site_dir(dir, &site.domain),
             listen: Listen { federation: site.federation, client: site.client },
-            tls: Tls {
-                certificate: "tls/node.pem".into(),
-                key: "tls/node.key".into(),
-                authorities: "tls/authorities.pem".into(),
-            },
-            dns: Dns { servers: vec![plan.dns] },
+            dns: vec![plan.dns],
+            ca: &ca,
         };
-        write_public(&home.join("node.toml"), &config.to_toml()?)?;
+        node.set_up().await?;
     }
     Ok(())
 }

@@ -11,9 +11,10 @@ use super::certs::{self, CertsCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
-use crate::identity::{TlsCa, TlsCertificateOptions};
-use crate::node::config::{Config, Dns, Listen, LogLevel, Tls, read_secret, write_public, write_secret};
-use crate::node::{Node, init};
+use crate::identity::TlsCa;
+use crate::node::Node;
+use crate::node::config::{Config, Listen, LogLevel, read_secret};
+use crate::node::init::NewNode;
 
 /// A federated messaging node: the MLS Delivery Service and Queueing Service of one domain.
 #[derive(Parser)]
@@ -99,30 +100,22 @@ async fn initialise(arguments: InitArguments) -> Result<(), Fault> {
     if config_path.exists() {
         return Err(Fault::new(format!("{} is already there: this directory holds a node", config_path.display())));
     }
-    std::fs::create_dir_all(&tls).with_context(|| format!("cannot make {}", tls.display()))?;
-    let now = UnixMillis::now();
     let ca = match &arguments.ca {
         Some(ca) => certs::load_ca(ca)?,
         None => {
-            let ca = TlsCa::create(&format!("TLS CA of {}", arguments.domain), now)?;
+            let ca = TlsCa::create(&format!("TLS CA of {}", arguments.domain), UnixMillis::now())?;
             certs::write_ca(&ca, &tls.join("ca"))?;
             ca
         }
     };
-    let certificate = ca.issue(&TlsCertificateOptions::for_domain(&arguments.domain), now)?;
-    write_public(&tls.join("node.pem"), &certificate.chain_pem)?;
-    write_secret(&tls.join("node.key"), &certificate.key_pem)?;
-    write_public(&tls.join("authorities.pem"), &ca.certificate_pem())?;
-    init::initialise(&directory.join("data"), &arguments.domain).await?;
-    let config = Config {
-        domain: arguments.domain.clone(),
-        data: "data".into(),
-        log: LogLevel::Info,
+    let node = NewNode {
+        domain: &arguments.domain,
+        directory,
         listen: Listen { federation: arguments.federation, client: arguments.client },
-        tls: Tls { certificate: "tls/node.pem".into(), key: "tls/node.key".into(), authorities: "tls/authorities.pem".into() },
-        dns: Dns { servers: arguments.dns },
+        dns: arguments.dns,
+        ca: &ca,
     };
-    write_public(&config_path, &config.to_toml()?)?;
+    node.set_up().await?;
     println!("The node of {} is set up in {}.", arguments.domain, directory.display());
     println!("Peers' CAs go into {}.", tls.join("authorities.pem").display());
     println!(

@@ -1,11 +1,13 @@
 //! Setting a node up for the first time: its keys, in its database.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use super::config::{Config, Dns, Listen, LogLevel, Tls, write_public, write_secret};
 use crate::base::crypto::SigningKey;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
-use crate::identity::AsRoot;
+use crate::identity::{AsRoot, TlsCa, TlsCertificateOptions};
 use crate::qs::sealed::QsKeyPair;
 use crate::service::NodeKeys;
 use crate::storage::Storage;
@@ -21,8 +23,51 @@ const QS_KEY: &str = "qs_key";
 const FEDERATION_SECRET: &str = "federation_endpoint_secret";
 const CLIENT_SECRET: &str = "client_endpoint_secret";
 
+/// What a new node is to be.
+pub struct NewNode<'a> {
+    /// The domain that it serves.
+    pub domain: &'a Domain,
+    /// Where it is put: made if it is not there.
+    pub directory: &'a Path,
+    /// UDP addresses to listen on.
+    pub listen: Listen,
+    /// Name servers; none uses the system's.
+    pub dns: Vec<SocketAddr>,
+    /// Issues its TLS certificate; the first CA that it trusts.
+    pub ca: &'a TlsCa,
+}
+
+impl NewNode<'_> {
+    /// Sets the node up: TLS certificate, keys, database, and last the configuration `node.toml`, without which there is no node.
+    /// Returns the configuration's path. Nothing that is there is written over.
+    pub async fn set_up(self) -> Result<PathBuf, Fault> {
+        let tls = self.directory.join("tls");
+        std::fs::create_dir_all(&tls).with_context(|| format!("cannot make {}", tls.display()))?;
+        let certificate = self.ca.issue(&TlsCertificateOptions::for_domain(self.domain), UnixMillis::now())?;
+        write_public(&tls.join("node.pem"), &certificate.chain_pem)?;
+        write_secret(&tls.join("node.key"), &certificate.key_pem)?;
+        write_public(&tls.join("authorities.pem"), &self.ca.certificate_pem())?;
+        initialise(&self.directory.join("data"), self.domain).await?;
+        let config = Config {
+            domain: self.domain.clone(),
+            data: "data".into(),
+            log: LogLevel::Info,
+            listen: self.listen,
+            tls: Tls {
+                certificate: "tls/node.pem".into(),
+                key: "tls/node.key".into(),
+                authorities: "tls/authorities.pem".into(),
+            },
+            dns: Dns { servers: self.dns },
+        };
+        let path = self.directory.join("node.toml");
+        write_public(&path, &config.to_toml()?)?;
+        Ok(path)
+    }
+}
+
 /// Makes the data directory and the database in it, with fresh keys for `domain`.
-pub async fn initialise(data: &Path, domain: &Domain) -> Result<(), Fault> {
+async fn initialise(data: &Path, domain: &Domain) -> Result<(), Fault> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)
