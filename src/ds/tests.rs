@@ -198,7 +198,7 @@ fn a_commit_is_what_its_request_says() {
     assert_eq!(code(hub.ask(&nobody, &a)), ErrorCode::InvalidCommit);
 }
 
-// covers DS-020, DS-022, DS-023, DS-052
+// covers DS-020, DS-022, DS-023, DS-028, DS-052
 #[test]
 fn an_added_leaf_proves_who_it_is_and_says_where_its_messages_go() {
     let (mut hub, mut alice, _) = group(&[]);
@@ -223,6 +223,13 @@ fn an_added_leaf_proves_who_it_is_and_says_where_its_messages_go() {
         assert_eq!(code(hub.ask(&request, &a)), ErrorCode::InvalidCredential);
         alice.drop_pending();
     }
+
+    // A leaf that is all padding: its certificates are, by name, many times as long as they need to be.
+    let mut fat = hub.client("bob@b.test");
+    fat.chain = vec![vec![0x30; crate::base::limits::LEAF_NODE_BYTES_MAX]];
+    let request = alice.add(&[fat.key_package(Some(&bob.queue()))]);
+    assert_eq!(code(hub.ask(&request, &a)), ErrorCode::TooLarge);
+    alice.drop_pending();
 
     let request = alice.add(&[bob.key_package(Some(&bob.queue()))]);
     let DsRequest::AddUsers(body) = &ds_message(&request).request else { unreachable!("an add_users") };

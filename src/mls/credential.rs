@@ -1,9 +1,9 @@
 //! X.509 credentials in MLS leaves (R8, S20): certificates out of a credential, and into one.
 
 use openmls::prelude::{Credential, CredentialType, LeafNode};
-use tls_codec::DeserializeBytes as _;
+use tls_codec::{DeserializeBytes as _, Size as _};
 
-use crate::base::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX};
+use crate::base::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, LEAF_NODE_BYTES_MAX};
 use crate::wire::{ErrorCode, Opaque, Rejection, encode};
 
 /// Who a leaf says it is. Nothing in here is checked against an AS root yet: that is `ds::credentials`.
@@ -18,6 +18,10 @@ pub struct LeafClaim {
 impl LeafClaim {
     /// Reads key and chain from a leaf. OpenMLS accepts garbage as a chain; [`certificates`] does not.
     pub(super) fn of(leaf: &LeafNode) -> Result<Self, Rejection> {
+        // DS-028: a leaf node is not larger than one needs to be; the tree of all of them has to fit a frame.
+        if leaf.tls_serialized_len() > LEAF_NODE_BYTES_MAX {
+            return Err(ErrorCode::TooLarge.into());
+        }
         Ok(Self { signature_key: leaf.signature_key().as_slice().to_vec(), chain: certificates(leaf.credential())? })
     }
 }

@@ -49,6 +49,10 @@ pub(super) fn examine(key_package: &KeyPackage) -> Result<ValidKeyPackage, Rejec
     {
         return Err(refused());
     }
+    // DS-029 (R7): a lifetime of acceptable length (RFC 9420 §7.2); OpenMLS knows the limit and does not ask.
+    if !key_package.life_time().has_acceptable_range() {
+        return Err(refused());
+    }
     let reference = key_package.hash_ref(&VerifyOnly).map_err(|_| refused())?;
     let queue_config = match key_package.extensions().unknown(QUEUE_CONFIG_EXTENSION) {
         Some(extension) => Some(decode::<ClientQueueConfig>(&extension.0).map_err(|_| refused())?),

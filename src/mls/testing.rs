@@ -95,15 +95,29 @@ impl TestClient {
         MlsMessageOut::from(self.build_key_package(queue, last_resort)).to_bytes().expect("encodes")
     }
 
+    /// A KeyPackage message with a lifetime of this length from now on.
+    pub(crate) fn key_package_living(&self, lifetime: std::time::Duration) -> Vec<u8> {
+        let now = UnixMillis::now().seconds();
+        let builder = self.key_package_builder(Some(&self.queue()), false);
+        let builder = builder.key_package_lifetime(Lifetime::init(now.saturating_sub(60), now + lifetime.as_secs()));
+        let bundle = builder.build(SUITE, &self.provider, &TestSigner(&self.key), self.credential()).expect("a KeyPackage");
+        MlsMessageOut::from(bundle.into_key_package()).to_bytes().expect("encodes")
+    }
+
     fn build_key_package(&self, queue: Option<&ClientQueueConfig>, last_resort: bool) -> KeyPackage {
+        let builder = self.key_package_builder(queue, last_resort);
+        let bundle = builder.build(SUITE, &self.provider, &TestSigner(&self.key), self.credential()).expect("a KeyPackage");
+        bundle.into_key_package()
+    }
+
+    fn key_package_builder(&self, queue: Option<&ClientQueueConfig>, last_resort: bool) -> KeyPackageBuilder {
         let extension = queue.map(|queue| Extension::Unknown(QUEUE_CONFIG_EXTENSION, UnknownExtension(encode(queue))));
         let extensions = Extensions::from_vec(extension.into_iter().collect()).expect("extensions");
         let mut builder = KeyPackage::builder().leaf_node_capabilities(Self::capabilities()).key_package_extensions(extensions);
         if last_resort {
             builder = builder.mark_as_last_resort();
         }
-        let bundle = builder.build(SUITE, &self.provider, &TestSigner(&self.key), self.credential()).expect("a KeyPackage");
-        bundle.into_key_package()
+        builder
     }
 
     /// Makes the group and the request for it.

@@ -100,7 +100,7 @@ mod tests {
         PublishKeyPackages { key_packages: messages.into_iter().map(Opaque::from).collect(), last_resort: None }
     }
 
-    // covers QS-010, QS-011, QS-012, QS-013, QS-014, QS-015
+    // covers DS-027, DS-029, QS-010, QS-011, QS-012, QS-013, QS-014, QS-015
     #[test]
     fn a_client_publishes_its_own_valid_key_packages_and_nothing_else() {
         let world = world();
@@ -123,6 +123,11 @@ mod tests {
         assert_eq!(refused(&unmarked), ErrorCode::InvalidKeyPackage);
         let without_queue = ordinary(vec![bob.key_package_message(None, false)]);
         assert_eq!(refused(&without_queue), ErrorCode::InvalidQueueConfig);
+
+        let immortal = ordinary(vec![bob.key_package_living(std::time::Duration::from_secs(400 * 24 * 60 * 60))]);
+        assert_eq!(refused(&immortal), ErrorCode::InvalidKeyPackage, "for longer than a KeyPackage may live");
+        let large = vec![0; crate::base::limits::KEY_PACKAGE_BYTES_MAX + 1];
+        assert_eq!(refused(&ordinary(vec![large])), ErrorCode::TooLarge);
 
         let carol = TestClient::new(&world.root, "carol");
         let anothers = ordinary(vec![carol.key_package_message(Some(&carol.queue()), false)]);
