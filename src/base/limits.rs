@@ -3,14 +3,30 @@
 
 use std::time::Duration;
 
+// --- Frames and lists ---
+
 /// The largest frame (one request, answer or lane batch) either side accepts, in octets without its length prefix.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The largest frame accepted from a client, in octets; a proxied request wraps it in a peer frame of at most [`FRAME_BYTES_MAX`].
 pub const CLIENT_FRAME_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// The largest application message (MLSMessage) a group accepts, in octets.
-pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// The largest frame accepted on a client connection without a certificate: `info` and `enrol` need little.
+pub const STRANGER_FRAME_BYTES_MAX: usize = 32 * 1024;
+
+/// Memory for a frame is taken in steps of at most this many octets, as they arrive: a length prefix alone costs nothing.
+pub const FRAME_CHUNK_BYTES: usize = 64 * 1024;
+
+/// How long reading one request frame from an open stream may take.
+pub const FRAME_READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
+pub const LIST_ELEMENTS_MAX: usize = 16_384;
+
+/// The longest reason text put into a connection close or an error's detail, in octets.
+pub const REASON_BYTES_MAX: usize = 512;
+
+// --- Credentials and certificates ---
 
 /// The most certificates in a credential chain: client and user (the AS root is pinned, never sent along).
 pub const CHAIN_CERTIFICATES_MAX: usize = 2;
@@ -18,14 +34,43 @@ pub const CHAIN_CERTIFICATES_MAX: usize = 2;
 /// The largest single certificate, in octets.
 pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 
-/// The largest sealed client queue information, in octets.
-pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
+/// The most AS roots a domain may publish.
+pub const AS_ROOTS_MAX: usize = 8;
+
+/// The most domains whose AS roots are fetched for one request.
+pub const UNKNOWN_DOMAINS_MAX: usize = 16;
+
+/// The largest `domain_info` of another domain, in octets.
+pub const DOMAIN_INFO_BYTES_MAX: usize = 64 * 1024;
+
+/// How long an invitation token is valid.
+pub const INVITATION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long a user certificate and the client certificates under it are valid.
+pub const USER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long a domain's AS root and TLS CA are valid.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// How long a node's own TLS certificate is valid when `mimi-node certs issue` makes it.
+pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// Certificates begin this long before they are made, for peers whose clocks are behind.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
+
+// --- Groups ---
 
 /// The most leaves in a group: the ratchet tree, with its certificates, must fit one frame.
 pub const GROUP_LEAVES_MAX: usize = 2_000;
 
+/// The largest leaf node of a member, in octets.
+pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
+
 /// The most proposals in one Commit.
 pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
+
+/// The largest application message (MLSMessage) a group accepts, in octets.
+pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How many epochs back an application message may have been encrypted (R2).
 pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
@@ -33,11 +78,25 @@ pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
 /// The most Welcome joiners whose past state a group keeps (S11).
 pub const PENDING_JOINERS_MAX: usize = 1_000;
 
+/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
+pub const RECENT_COMMITS_MAX: usize = 64;
+
+/// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
+pub const FORMER_KEYS_MAX: usize = 64;
+
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
 /// The groups held in memory at once, by count; the least recently used one goes first.
 pub const HOT_GROUPS_MAX: usize = 1_024;
+
+/// How often a request is decided anew, because roots had to be fetched or its group changed under it.
+pub const DECISIONS_MAX: usize = 4;
+
+// --- KeyPackages and queues ---
+
+/// The largest KeyPackage (MLSMessage), in octets; two X.509 certificates and a queue config fit several times.
+pub const KEY_PACKAGE_BYTES_MAX: usize = 32 * 1024;
 
 /// The KeyPackages a client may have published at once, the last-resort one not counted.
 pub const KEY_PACKAGES_PER_CLIENT_MAX: usize = 200;
@@ -51,8 +110,13 @@ pub const FETCH_ENTRIES_MAX: u32 = 256;
 /// The octets of MLSMessages after which a fetch or push ends early, so that it fits a frame.
 pub const FETCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// The largest sealed client queue information, in octets.
+pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
+
 /// The sealed queue informations whose opened form is kept (opening costs an HPKE decapsulation).
 pub const OPENED_QUEUE_INFORMATION_MAX: usize = 65_536;
+
+// --- Lanes ---
 
 /// The most frames in one lane batch to one peer, over all lanes.
 pub const LANE_BATCH_FRAMES_MAX: usize = 256;
@@ -60,14 +124,33 @@ pub const LANE_BATCH_FRAMES_MAX: usize = 256;
 /// The octets of MLSMessages after which a lane batch is closed.
 pub const LANE_BATCH_BYTES_MAX: usize = 1024 * 1024;
 
+/// The most recipients in one lane batch: each may cost an HPKE decapsulation.
+pub const LANE_BATCH_RECIPIENTS_MAX: usize = 8_192;
+
+/// The most lanes in one batch to one peer.
+pub const LANES_PER_BATCH_MAX: usize = 64;
+
 /// The frames of a lane whose answers the receiver keeps, so that a repeat is answered as before. At least one batch.
 pub const LANE_ANSWERS_KEPT: u64 = 1_024;
+
+// --- Requests and their stored answers ---
+
+/// One client request on the node, proxying included.
+pub const CLIENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How far a request's issued_at may be from this node's clock, when it is not a repeat of a stored one.
 pub const REQUEST_TIME_WINDOW: Duration = Duration::from_secs(5 * 60);
 
 /// How long stored answers are kept: longer than [`REQUEST_TIME_WINDOW`] and than any client retries.
 pub const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How many expired answers are forgotten in one transaction.
+pub const FORGET_AT_ONCE_MAX: u64 = 10_000;
+
+/// How often a node forgets what has expired.
+pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+// --- The database ---
 
 /// The write jobs that may wait for the writer before submitters wait too.
 pub const WRITER_QUEUE_MAX: usize = 4_096;
@@ -77,6 +160,8 @@ pub const WRITER_BATCH_MAX: usize = 256;
 
 /// The connections on which a database is read.
 pub const DATABASE_READERS: u32 = 4;
+
+// --- Peers ---
 
 /// Peer connections: the first retry after a failure comes after about this long.
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(1);
@@ -93,11 +178,29 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// One request to a peer on a connection that is up.
 pub const PEER_REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// One client request on the node, proxying included.
-pub const CLIENT_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The largest `hello`, in octets.
+pub const HELLO_BYTES_MAX: usize = 4 * 1024;
 
-/// How long reading one request frame from an open stream may take.
-pub const FRAME_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long either side of a new peer connection waits for the other's `hello`.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (as RFC 8305 does).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(500);
+
+/// Peer connections: how far, in percent, a back-off may be from its nominal length, either way.
+pub const BACKOFF_JITTER_PERCENT: u32 = 20;
+
+/// Peer connections: contact from a peer cuts our back-off short at most this often. Without it two nodes that refuse each
+/// other's `hello` would call each other in a loop.
+pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
+pub const PEERS_MAX: usize = 4_096;
+
+/// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
+pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
+
+// --- Discovery ---
 
 /// One DNS question.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -107,6 +210,14 @@ pub const SRV_RECORDS_MAX: usize = 16;
 
 /// The most addresses tried per SRV target.
 pub const TARGET_ADDRESSES_MAX: usize = 8;
+
+/// How many times a DNS question is repeated within [`DNS_TIMEOUT`].
+pub const DNS_ATTEMPTS: usize = 2;
+
+/// The most records (answers to distinct questions) the resolver remembers.
+pub const DNS_CACHE_ENTRIES_MAX: u64 = 4_096;
+
+// --- QUIC and UDP ---
 
 /// QUIC: an idle connection ends after this.
 pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -136,27 +247,6 @@ pub const HANDSHAKES_UNVALIDATED_MAX: usize = 128;
 /// The UDP socket buffers asked of the system, in octets each way.
 pub const UDP_BUFFER_BYTES: usize = 2 * 1024 * 1024;
 
-/// How long a node waits for work in progress when it is told to stop.
-pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long an invitation token is valid.
-pub const INVITATION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// How long a user certificate and the client certificates under it are valid.
-pub const USER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-
-/// How long a domain's AS root and TLS CA are valid.
-pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-
-/// How long a node's own TLS certificate is valid when `mimi-node certs issue` makes it.
-pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
-
-/// Certificates begin this long before they are made, for peers whose clocks are behind.
-pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
-
-/// Memory for a frame is taken in steps of at most this many octets, as they arrive: a length prefix alone costs nothing.
-pub const FRAME_CHUNK_BYTES: usize = 64 * 1024;
-
 /// QUIC: one inbound handshake, from the first packet to the authenticated connection.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -178,82 +268,18 @@ pub const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(15);
 /// QUIC: at most one stateless reset leaves an endpoint in this time (RFC 9000 §21.11).
 pub const STATELESS_RESET_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The largest `hello`, in octets.
-pub const HELLO_BYTES_MAX: usize = 4 * 1024;
-
-/// How long either side of a new peer connection waits for the other's `hello`.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// The longest reason text put into a connection close or an error's detail, in octets.
-pub const REASON_BYTES_MAX: usize = 512;
-
-/// How many times a DNS question is repeated within [`DNS_TIMEOUT`].
-pub const DNS_ATTEMPTS: usize = 2;
-
-/// The most records (answers to distinct questions) the resolver remembers.
-pub const DNS_CACHE_ENTRIES_MAX: u64 = 4_096;
-
-/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (as RFC 8305 does).
-pub const DIAL_STAGGER: Duration = Duration::from_millis(500);
-
-/// Peer connections: how far, in percent, a back-off may be from its nominal length, either way.
-pub const BACKOFF_JITTER_PERCENT: u32 = 20;
-
-/// Peer connections: contact from a peer cuts our back-off short at most this often. Without it two nodes that refuse each
-/// other's `hello` would call each other in a loop.
-pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
-
-/// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
-pub const PEERS_MAX: usize = 4_096;
-
-/// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
-pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
-
-/// The largest frame accepted on a client connection without a certificate: `info` and `enrol` need little.
-pub const STRANGER_FRAME_BYTES_MAX: usize = 32 * 1024;
-
-/// The most lanes in one batch to one peer.
-pub const LANES_PER_BATCH_MAX: usize = 64;
-
-/// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
-pub const LIST_ELEMENTS_MAX: usize = 16_384;
-
-/// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
-pub const RECENT_COMMITS_MAX: usize = 64;
-
-/// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
-pub const FORMER_KEYS_MAX: usize = 64;
-
-/// The most AS roots a domain may publish.
-pub const AS_ROOTS_MAX: usize = 8;
-
-/// How often a request is decided anew, because roots had to be fetched or its group changed under it.
-pub const DECISIONS_MAX: usize = 4;
-
-/// How often a node forgets what has expired.
-pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
-
-/// How many expired answers are forgotten in one transaction.
-pub const FORGET_AT_ONCE_MAX: u64 = 10_000;
-
-/// The largest KeyPackage (MLSMessage), in octets; two X.509 certificates and a queue config fit several times.
-pub const KEY_PACKAGE_BYTES_MAX: usize = 32 * 1024;
-
-/// The largest leaf node of a member, in octets.
-pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
-
-/// The most recipients in one lane batch: each may cost an HPKE decapsulation.
-pub const LANE_BATCH_RECIPIENTS_MAX: usize = 8_192;
-
-/// The most domains whose AS roots are fetched for one request.
-pub const UNKNOWN_DOMAINS_MAX: usize = 16;
-
-/// The largest `domain_info` of another domain, in octets.
-pub const DOMAIN_INFO_BYTES_MAX: usize = 64 * 1024;
-
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
-// The client.
+
+// --- Stopping ---
+
+/// How long a node waits for work in progress when it is told to stop.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+// --- The client ---
+
+/// Pushes that may wait to be taken, each of up to [`FETCH_BYTES_MAX`]; more wait in QUIC's window.
+pub const CLIENT_PUSHES_MAX: usize = 8;
 
 /// A node that has not sent a single packet for this long after a request was written is taken for dead. QUIC itself would
 /// wait for the idle time-out.
@@ -279,9 +305,6 @@ pub const CLIENT_BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long after the last push what it brought is surely acknowledged.
 pub const CLIENT_ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Pushes that may wait to be taken, each of up to [`FETCH_BYTES_MAX`]; more wait in QUIC's window.
-pub const CLIENT_PUSHES_MAX: usize = 8;
 
 /// The waits between tries to subscribe again. A node that comes back is found within the longest of them.
 pub const CLIENT_RESUBSCRIBE_FIRST: Duration = Duration::from_millis(200);
@@ -328,6 +351,7 @@ pub const CLIENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// The waits between looks into the queue for a Commit that the hub says is on its way: the first, and the longest.
 pub const CLIENT_EPOCH_WAIT_FIRST: Duration = Duration::from_millis(5);
+
 /// See [`CLIENT_EPOCH_WAIT_FIRST`].
 pub const CLIENT_EPOCH_WAIT_MAX: Duration = Duration::from_millis(500);
 
