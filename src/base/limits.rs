@@ -1,5 +1,5 @@
 //! Every limit, time-out and retry that is not configuration has its home here, with its unit last in its name.
-//! What an operator may change is in `node::config`, whose defaults are these.
+//! What an operator may change is in `node::config`; none of these is there yet.
 
 use std::time::Duration;
 
