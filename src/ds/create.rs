@@ -8,7 +8,7 @@ use crate::identity::chain::claimed_client;
 use crate::mls::Tree;
 use crate::mls::key_package::validate_key_package;
 use crate::wire::ds::{CreateGroup, DsMessage, DsSenderId};
-use crate::wire::{ClientRequest, ErrorCode, Rejection, Reply};
+use crate::wire::{ClientRequest, ErrorCode, Reply};
 
 /// A new group: its state and what is written of it.
 pub struct Created {
@@ -24,18 +24,6 @@ pub struct Created {
     pub sender_key: Vec<u8>,
 }
 
-/// The key that must have signed a create_group: the enclosed KeyPackage's leaf key, when that is valid and the sender named
-/// it (S2).
-pub fn sender_key(message: &DsMessage, body: &CreateGroup) -> Result<Vec<u8>, Rejection> {
-    // DS-030 (S6): the KeyPackage is valid.
-    let key_package = validate_key_package(&body.key_package)?;
-    // DS-031 (S2): the sender named this KeyPackage.
-    match &message.sender_id {
-        DsSenderId::KeyPackageRef(reference) if reference[..] == key_package.reference[..] => Ok(key_package.claim.signature_key),
-        _ => Err(ErrorCode::NotAuthorized.into()),
-    }
-}
-
 /// Decides a create_group. That the group id is unused is for the caller and the transaction to check.
 pub fn decide(
     hub: &Hub<'_>,
@@ -49,8 +37,13 @@ pub fn decide(
     if uri.hub() != hub.domain {
         return Err(ErrorCode::InvalidGroupId.into());
     }
+    // DS-030 (S6): the KeyPackage is valid.
     let key_package = validate_key_package(&body.key_package)?;
-    let sender_key = sender_key(message, body)?;
+    // DS-031 (S2): the sender named this KeyPackage.
+    if !matches!(&message.sender_id, DsSenderId::KeyPackageRef(reference) if reference[..] == key_package.reference[..]) {
+        return Err(ErrorCode::NotAuthorized.into());
+    }
+    let sender_key = key_package.claim.signature_key.clone();
     // DS-033 (S3): signed by the KeyPackage's leaf key.
     if !request.is_signed_by(&sender_key) {
         return Err(ErrorCode::BadSignature.into());

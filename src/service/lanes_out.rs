@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tls_codec::Size as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,7 +13,8 @@ use tokio::time::Instant;
 use super::Service;
 use super::recipients::StoredRecipient;
 use crate::base::limits::{
-    FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
+    FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANES_PER_BATCH_MAX,
+    PEER_REQUEST_TIMEOUT,
 };
 use crate::base::{Context as _, Domain, Fault, GroupUri};
 use crate::federation::{PeerStream, backoff};
@@ -79,6 +81,40 @@ impl Service {
 
 /// A write on its way to disk.
 type Pending = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + Sync>>;
+
+/// How much of one batch is used. The other side refuses a batch over any of these limits as a whole, and would again and again.
+#[derive(Default)]
+struct Budget {
+    frames: usize,
+    octets: usize,
+    recipients: usize,
+    spent: bool,
+}
+
+impl Budget {
+    /// Whether the batch has room for `frame`; if so it is counted. The first frame always has: alone it is within all limits.
+    fn takes(&mut self, frame: &LaneFrame) -> bool {
+        let octets = self.octets + frame.tls_serialized_len();
+        let recipients = self.recipients + frame.recipients.len();
+        let fits =
+            self.frames < LANE_BATCH_FRAMES_MAX && octets <= LANE_BATCH_BYTES_MAX && recipients <= LANE_BATCH_RECIPIENTS_MAX;
+        if !fits && self.frames > 0 {
+            self.spent = true;
+            return false;
+        }
+        (self.frames, self.octets, self.recipients) = (self.frames + 1, octets, recipients);
+        true
+    }
+
+    fn frames_left(&self) -> usize {
+        LANE_BATCH_FRAMES_MAX - self.frames
+    }
+
+    /// Whether a frame was turned away, or none more would be taken.
+    fn is_spent(&self) -> bool {
+        self.spent || self.frames_left() == 0 || self.octets > LANE_BATCH_BYTES_MAX
+    }
+}
 
 /// Sends the frames of all lanes to one domain.
 struct Worker {
@@ -186,27 +222,26 @@ impl Worker {
     /// The first frames of each lane, bounded together.
     async fn batches(&self, groups: &[&String]) -> Result<Vec<LaneBatch>, Fault> {
         let mut batches = Vec::new();
-        let (mut frames_left, mut octets) = (LANE_BATCH_FRAMES_MAX, 0);
+        let mut budget = Budget::default();
         for (index, group_id) in groups.iter().enumerate() {
             // A fair share of what is left, so that a long lane leaves room for the others.
-            let share = frames_left.div_ceil(groups.len() - index);
+            let share = budget.frames_left().div_ceil(groups.len() - index);
             let from = self.delivered.get(*group_id).map_or(0, |last| last + 1);
             let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share, LANE_BATCH_BYTES_MAX).await?;
             let Some(first) = waiting.first() else { continue };
             let incarnation = first.incarnation;
             let mut frames = Vec::new();
             for frame in waiting {
-                octets += frame.delivery.len() + frame.recipients.len();
-                if octets > LANE_BATCH_BYTES_MAX && !(frames.is_empty() && batches.is_empty()) {
+                let frame = self.frame(frame).await?;
+                if !budget.takes(&frame) {
                     break;
                 }
-                frames.push(self.frame(frame).await?);
+                frames.push(frame);
             }
-            frames_left -= frames.len();
             if !frames.is_empty() {
                 batches.push(LaneBatch { group_id: group_id.as_bytes().into(), incarnation, frames: frames.into() });
             }
-            if frames_left == 0 || octets > LANE_BATCH_BYTES_MAX {
+            if budget.is_spent() {
                 break;
             }
         }
@@ -325,4 +360,35 @@ enum Progress {
     Idle,
     /// Only lanes that are held wait.
     HeldUntil(Instant),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::GROUP_LEAVES_MAX;
+    use crate::wire::qs::Delivery;
+
+    fn frame(recipients: usize, octets: usize) -> LaneFrame {
+        LaneFrame {
+            lane_sequence: 1,
+            epoch: 1,
+            recipients: vec![vec![0; octets].into(); recipients].into(),
+            delivery: Delivery::MessagesLost,
+        }
+    }
+
+    /// How many such frames one batch takes.
+    fn taken(frame: &LaneFrame) -> usize {
+        let mut budget = Budget::default();
+        (0..=LANE_BATCH_FRAMES_MAX).take_while(|_| budget.takes(frame)).count()
+    }
+
+    #[test]
+    fn a_batch_stays_within_every_limit_of_the_receiver_and_is_never_empty() {
+        assert_eq!(taken(&frame(1, 80)), LANE_BATCH_FRAMES_MAX);
+        assert_eq!(taken(&frame(100, 80)), LANE_BATCH_RECIPIENTS_MAX / 100, "a backlog of a large group");
+        assert_eq!(taken(&frame(10, 60_000)), LANE_BATCH_BYTES_MAX / frame(10, 60_000).tls_serialized_len());
+        assert_eq!(taken(&frame(10, LANE_BATCH_BYTES_MAX)), 1, "one at least, however large");
+        const { assert!(GROUP_LEAVES_MAX <= LANE_BATCH_RECIPIENTS_MAX, "the largest group's frame fits alone") };
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Failure, Service};
-use crate::base::limits::{CLIENT_REQUEST_TIMEOUT, FRAME_BYTES_MAX};
+use crate::base::limits::{CLIENT_FRAME_BYTES_MAX, CLIENT_REQUEST_TIMEOUT, FRAME_BYTES_MAX};
 use crate::base::{Domain, Fault};
 use crate::federation::{self, PeerError, Why};
 use crate::identity::ClientIdentity;
@@ -60,6 +60,10 @@ impl Service {
     }
 
     async fn proxied_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> Result<Vec<u8>, Failure> {
+        // What no client may send, no node may send for it: its messages would not fit the frames in which others fetch them.
+        if frame.len() > CLIENT_FRAME_BYTES_MAX {
+            return Err(ErrorCode::TooLarge.into());
+        }
         let (request, destination) = read(frame)?;
         if destination != self.domain {
             return Err(ErrorCode::NotAuthorized.into());
