@@ -1,5 +1,9 @@
-//! Every limit, time-out and retry that is not configuration has its home here, with its unit last in its name.
-//! What an operator may change is in `node::config`; none of these is there yet.
+//! Every limit, time-out and retry has its home here, with its unit last in its name. [`Limits`] is what an operator may
+//! set, with the defaults; the constants behind it are fixed.
+
+mod configurable;
+
+pub use configurable::Limits;
 
 use std::time::Duration;
 
@@ -60,23 +64,17 @@ pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
 
 // --- Groups ---
 
-/// The most leaves in a group: the ratchet tree, with its certificates, must fit one frame.
+/// The most leaves that any group can have: the ratchet tree, with its certificates, must fit one frame.
 pub const GROUP_LEAVES_MAX: usize = 2_000;
 
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
 
-/// The most proposals in one Commit.
-pub const COMMIT_PROPOSALS_MAX: usize = 1_000;
-
-/// The largest application message (MLSMessage) a group accepts, in octets.
+/// The largest application message (MLSMessage) that any hub can accept, in octets.
 pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// How many epochs back an application message may have been encrypted (R2).
 pub const APPLICATION_PAST_EPOCHS_MAX: u64 = 4;
-
-/// The most Welcome joiners whose past state a group keeps (S11).
-pub const PENDING_JOINERS_MAX: usize = 1_000;
 
 /// Of how many Commits a group remembers the hash, so that a committer whose answer was lost learns whether it won.
 pub const RECENT_COMMITS_MAX: usize = 64;
@@ -97,9 +95,6 @@ pub const DECISIONS_MAX: usize = 4;
 
 /// The largest KeyPackage (MLSMessage), in octets; two X.509 certificates and a queue config fit several times.
 pub const KEY_PACKAGE_BYTES_MAX: usize = 32 * 1024;
-
-/// The KeyPackages a client may have published at once, the last-resort one not counted.
-pub const KEY_PACKAGES_PER_CLIENT_MAX: usize = 200;
 
 /// A KeyPackage that expires sooner than this is no longer handed out (R7).
 pub const KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(60 * 60);

@@ -7,7 +7,7 @@ use super::state::{FormerKey, Head, Joiner, Member, RecentCommit};
 use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, Refusal, StateChange};
 use crate::base::UserUri;
 use crate::base::crypto::sha256;
-use crate::base::limits::{COMMIT_PROPOSALS_MAX, FORMER_KEYS_MAX, GROUP_LEAVES_MAX, PENDING_JOINERS_MAX, RECENT_COMMITS_MAX};
+use crate::base::limits::{FORMER_KEYS_MAX, RECENT_COMMITS_MAX};
 use crate::mls::message::{framed_commit, welcome_recipients};
 use crate::mls::{StagedUpdate, Tree};
 use crate::wire::ds::GroupUpdate;
@@ -66,7 +66,7 @@ pub fn decide(
     let changes = &staged.changes;
     let refused = || Rejection::from(ErrorCode::InvalidCommit);
     // DS-047: no proposal but Adds, Removes and Updates; ReInit, PSK and GroupContextExtensions have no place here.
-    if !changes.only_membership || changes.by_value > COMMIT_PROPOSALS_MAX {
+    if !changes.only_membership || changes.by_value > hub.limits.commit_proposals_max {
         return Err(refused().into());
     }
     match kind {
@@ -87,7 +87,7 @@ pub fn decide(
         return Err(refused().into());
     }
     // DS-053: the group stays within its limit of leaves.
-    if state.members.len() + changes.added.len() > GROUP_LEAVES_MAX {
+    if state.members.len() + changes.added.len() > hub.limits.group_leaves_max {
         return Err(ErrorCode::TooLarge.into());
     }
     let welcomes = match kind {
@@ -218,7 +218,7 @@ fn outcome(
         not_after_ms: key_package.not_after.0,
     }));
     // Past states are bounded (S11): who has waited longest gives way, and comes back by an external Commit.
-    let surplus = head.joiners.len().saturating_sub(PENDING_JOINERS_MAX);
+    let surplus = head.joiners.len().saturating_sub(hub.limits.pending_joiners_max);
     head.joiners.drain(..surplus);
 
     // The Commit goes to everyone who was a member, those it removes included: that is how they learn of it.

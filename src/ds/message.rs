@@ -1,7 +1,7 @@
 //! send_message (R1, R2): never touches the tree.
 
 use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, StateChange};
-use crate::base::limits::{APPLICATION_MESSAGE_BYTES_MAX, APPLICATION_PAST_EPOCHS_MAX};
+use crate::base::limits::APPLICATION_PAST_EPOCHS_MAX;
 use crate::mls::message::application_frame;
 use crate::wire::ds::SendMessage;
 use crate::wire::qs::{DeliveredMessage, Delivery};
@@ -11,7 +11,7 @@ use crate::wire::{ErrorCode, Rejection, Reply};
 /// Decides a send_message.
 pub fn decide(hub: &Hub<'_>, state: &GroupState, sender: &Authenticated, body: &SendMessage) -> Result<Outcome, Rejection> {
     // DS-060: limits come before decoding.
-    if body.message.len() > APPLICATION_MESSAGE_BYTES_MAX {
+    if body.message.len() > hub.limits.message_bytes_max {
         return Err(ErrorCode::TooLarge.into());
     }
     // DS-061 (R1): an application message in a PrivateMessage.

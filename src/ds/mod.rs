@@ -20,7 +20,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::base::crypto::SigningKey;
+use crate::base::limits::Limits;
 use crate::base::{Domain, GroupUri, UnixMillis};
+use crate::identity::RevokedKeys;
 use crate::identity::chain::AsRoots;
 use crate::wire::qs::Delivery;
 use crate::wire::{ErrorCode, Rejection, Reply};
@@ -36,6 +38,10 @@ pub struct Hub<'a> {
     pub now: UnixMillis,
     /// AS roots that are pinned so far, by domain.
     pub roots: &'a HashMap<Domain, Arc<AsRoots>>,
+    /// Keys that are known to be revoked, by domain (X1).
+    pub revoked: &'a HashMap<Domain, Arc<RevokedKeys>>,
+    /// What the operator allows.
+    pub limits: &'a Limits,
     /// The DS's own encoded ExternalSender (S12).
     pub external_sender: &'a [u8],
     /// The key of that ExternalSender; signs receipts (X9).

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::{Authenticated, GroupState, Hub, Outcome, Refusal, Sender, commit, create, message, queue_info, sender};
 use crate::base::crypto::SigningKey;
+use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
-use crate::identity::{AsRoot, AsRoots};
+use crate::identity::{AsRoot, AsRoots, RevokedKeys};
 use crate::mls::Tree;
 use crate::mls::external_sender::encode_external_sender;
 use crate::mls::testing::TestClient;
@@ -20,6 +21,8 @@ pub(super) struct TestHub {
     pub(super) external_sender: Vec<u8>,
     pub(super) as_roots: HashMap<Domain, AsRoot>,
     pub(super) roots: HashMap<Domain, Arc<AsRoots>>,
+    pub(super) revoked: HashMap<Domain, Arc<RevokedKeys>>,
+    pub(super) limits: Limits,
     pub(super) state: Option<GroupState>,
     pub(super) tree: Option<Tree>,
     /// The first snapshot and all log records, as storage would have them.
@@ -46,6 +49,8 @@ impl TestHub {
             external_sender: encode_external_sender(&public, &chain).expect("encodes"),
             key,
             roots: roots.collect(),
+            revoked: HashMap::new(),
+            limits: Limits::default(),
             as_roots,
             state: None,
             tree: None,
@@ -59,6 +64,8 @@ impl TestHub {
             domain: &self.domain,
             now: UnixMillis::now(),
             roots: &self.roots,
+            revoked: &self.revoked,
+            limits: &self.limits,
             external_sender: &self.external_sender,
             key: &self.key,
         }

@@ -9,11 +9,13 @@
 pub mod chain;
 pub mod issue;
 pub mod pem;
+pub mod revoked;
 pub mod summary;
 pub mod tls;
 mod x509;
 
 pub use chain::{AsRoots, ChainError, ClientIdentity, UserIdentity};
 pub use issue::{AsRoot, IssueError};
+pub use revoked::RevokedKeys;
 pub use summary::CertificateSummary;
 pub use tls::{ExtendedKeyUsage, TlsCa, TlsCertificate, TlsCertificateOptions};

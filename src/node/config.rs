@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::Limits;
 use crate::base::secret::Secret;
 
 /// A node's configuration.
@@ -27,6 +28,9 @@ pub struct Config {
     /// Where names are looked up.
     #[serde(default)]
     pub dns: Dns,
+    /// What clients and groups may use up.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub limits: Limits,
 }
 
 /// `log`.
@@ -79,7 +83,9 @@ impl Config {
     /// Reads a configuration file. Relative paths in it are relative to the file's directory.
     pub fn load(path: &Path) -> Result<Self, Fault> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        let mut config = Self::parse(&text).map_err(|fault| Fault::new(format!("{}: {fault}", path.display())))?;
+        let in_file = |fault| Fault::new(format!("{}: {fault}", path.display()));
+        let mut config = Self::parse(&text).map_err(in_file)?;
+        config.limits.check().map_err(in_file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         for path in [&mut config.data, &mut config.tls.certificate, &mut config.tls.key, &mut config.tls.authorities] {
             *path = directory.join(&*path);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::config::{Config, Dns, Listen, LogLevel, Tls, write_public, write_secret};
 use crate::base::crypto::SigningKey;
 use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
 use crate::identity::{AsRoot, TlsCa, TlsCertificateOptions};
 use crate::qs::sealed::QsKeyPair;
@@ -59,6 +60,7 @@ impl NewNode<'_> {
                 authorities: "tls/authorities.pem".into(),
             },
             dns: Dns { servers: self.dns },
+            limits: Limits::default(),
         };
         let path = self.directory.join("node.toml");
         write_public(&path, &config.to_toml()?)?;

@@ -47,7 +47,8 @@ impl Node {
         let peers = PeerPool::new(federation.clone(), &tls, resolver, config.domain.clone(), hello)?;
 
         let (shutdown, stopping) = watch::channel(false);
-        let service = Service::new(config.domain.clone(), storage, peers, settings.keys, stopping.clone()).await?;
+        let service =
+            Service::new(config.domain.clone(), storage, peers, settings.keys, config.limits.clone(), stopping.clone()).await?;
         service.start_workers().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));

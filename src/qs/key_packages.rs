@@ -1,6 +1,6 @@
 //! Which KeyPackages a client may publish (R7).
 
-use crate::base::limits::{KEY_PACKAGE_REMAINING_MIN, KEY_PACKAGES_PER_CLIENT_MAX};
+use crate::base::limits::{KEY_PACKAGE_REMAINING_MIN, Limits};
 use crate::base::{Domain, UnixMillis};
 use crate::identity::chain::{AsRoots, ClientIdentity, validate_client_chain};
 use crate::mls::key_package::validate_key_package;
@@ -26,10 +26,11 @@ pub fn decide_publish(
     body: &PublishKeyPackages,
     domain: &Domain,
     roots: &AsRoots,
+    limits: &Limits,
     now: UnixMillis,
 ) -> Result<Vec<PublishedKeyPackage>, Rejection> {
     // QS-010: at most so many per client.
-    if body.key_packages.len() > KEY_PACKAGES_PER_CLIENT_MAX {
+    if body.key_packages.len() > limits.key_packages_per_client_max {
         return Err(ErrorCode::TooLarge.into());
     }
     let ordinary = body.key_packages.iter().map(|message| (message, false));
@@ -92,7 +93,8 @@ mod tests {
         fn publish(&self, by: &TestClient, body: &PublishKeyPackages) -> Result<Vec<PublishedKeyPackage>, ErrorCode> {
             let now = UnixMillis::now();
             let publisher = validate_client_chain(&by.chain, &self.roots, now).expect("a valid chain");
-            decide_publish(&publisher, body, &self.domain, &self.roots, now).map_err(|rejection| rejection.code)
+            decide_publish(&publisher, body, &self.domain, &self.roots, &Limits::default(), now)
+                .map_err(|rejection| rejection.code)
         }
     }
 
@@ -113,7 +115,7 @@ mod tests {
         assert_eq!(published[0].message, good, "kept byte for byte (R9)");
 
         let refused = |body: &PublishKeyPackages| world.publish(&bob, body).expect_err("refused");
-        let many = ordinary(vec![Vec::new(); KEY_PACKAGES_PER_CLIENT_MAX + 1]);
+        let many = ordinary(vec![Vec::new(); Limits::default().key_packages_per_client_max + 1]);
         assert_eq!(refused(&many), ErrorCode::TooLarge);
         let mut damaged = good.clone();
         *damaged.last_mut().expect("octets") ^= 1;
@@ -139,7 +141,8 @@ mod tests {
         let late = UnixMillis::now().plus(std::time::Duration::from_secs(84 * 24 * 60 * 60));
         let publisher = validate_client_chain(&bob.chain, &world.roots, late).expect("still valid");
         let dying = ordinary(vec![bob.key_package_message(Some(&bob.queue()), false)]);
-        let refused = decide_publish(&publisher, &dying, &world.domain, &world.roots, late).expect_err("refused");
+        let refused =
+            decide_publish(&publisher, &dying, &world.domain, &world.roots, &Limits::default(), late).expect_err("refused");
         assert_eq!(refused.code, ErrorCode::InvalidKeyPackage, "nearly at the end of its lifetime (R7)");
     }
 }

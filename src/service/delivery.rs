@@ -82,7 +82,8 @@ impl Service {
     ) -> Result<Tried, Failure> {
         let now = UnixMillis::now();
         let roots = self.directory.roots();
-        let created = match ds::create::decide(&self.hub(now, &roots), request, message, body, through) {
+        let revoked = self.directory.revoked();
+        let created = match ds::create::decide(&self.hub(now, &roots, &revoked), request, message, body, through) {
             Ok(created) => created,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
@@ -190,7 +191,8 @@ impl Service {
         }
         let state = group.state.as_ref().context("a loaded group has no state")?;
         let roots = self.directory.roots();
-        let hub = self.hub(now, &roots);
+        let revoked = self.directory.revoked();
+        let hub = self.hub(now, &roots, &revoked);
         if let Some((kind, update)) = kind {
             let tree = &group.tree.as_ref().context("a loaded group has no tree")?.tree;
             return Ok(Decided::Commit(Box::new(ds::commit::decide(&hub, state, tree, sender, kind, update)?)));
@@ -207,8 +209,17 @@ impl Service {
         &'a self,
         now: UnixMillis,
         roots: &'a std::collections::HashMap<Domain, Arc<crate::identity::AsRoots>>,
+        revoked: &'a std::collections::HashMap<Domain, Arc<crate::identity::RevokedKeys>>,
     ) -> Hub<'a> {
-        Hub { domain: &self.domain, now, roots, external_sender: self.directory.external_sender(), key: &self.keys.ds }
+        Hub {
+            domain: &self.domain,
+            now,
+            roots,
+            revoked,
+            limits: &self.limits,
+            external_sender: self.directory.external_sender(),
+            key: &self.keys.ds,
+        }
     }
 
     /// Writes an outcome; the answer leaves only after that. A Commit is merged once it is on disk, under the group's lock; an

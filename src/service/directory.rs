@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Failure, NodeKeys, Service};
 use crate::base::limits::{AS_ROOTS_MAX, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
-use crate::identity::AsRoots;
+use crate::identity::{AsRoots, RevokedKeys};
 use crate::mls::external_sender::encode_external_sender;
 use crate::storage::Storage;
 use crate::storage::accounts::PinDomain;
@@ -23,6 +23,7 @@ pub(super) struct Directory {
     own: DomainInfo,
     infos: Mutex<HashMap<Domain, DomainInfo>>,
     roots: ArcSwap<HashMap<Domain, Arc<AsRoots>>>,
+    revoked: ArcSwap<HashMap<Domain, Arc<RevokedKeys>>>,
 }
 
 impl Directory {
@@ -42,12 +43,17 @@ impl Directory {
             roots.insert(pinned.clone(), Arc::new(as_roots(&pinned, &info)?));
             infos.insert(pinned, info);
         }
-        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots) })
+        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots), revoked: ArcSwap::default() })
     }
 
     /// The AS roots that are pinned so far.
     pub(super) fn roots(&self) -> Arc<HashMap<Domain, Arc<AsRoots>>> {
         self.roots.load_full()
+    }
+
+    /// The keys that are known to be revoked (X1).
+    pub(super) fn revoked(&self) -> Arc<HashMap<Domain, Arc<RevokedKeys>>> {
+        self.revoked.load_full()
     }
 
     /// Our own information, with the time.

@@ -1,7 +1,7 @@
 //! Publishing, counting and claiming KeyPackages (R7).
 
 use super::{Failure, Service};
-use crate::base::limits::{KEY_PACKAGE_REMAINING_MIN, KEY_PACKAGES_PER_CLIENT_MAX};
+use crate::base::limits::KEY_PACKAGE_REMAINING_MIN;
 use crate::base::{Domain, UnixMillis};
 use crate::identity::ClientIdentity;
 use crate::identity::chain::{claimed_client, validate_client_chain};
@@ -74,7 +74,7 @@ impl Service {
     ) -> Result<Vec<u8>, Failure> {
         let roots = self.directory.roots();
         let roots = roots.get(&self.domain).ok_or(ErrorCode::Internal)?;
-        let key_packages = decide_publish(publisher, body, &self.domain, roots, now)?;
+        let key_packages = decide_publish(publisher, body, &self.domain, roots, &self.limits, now)?;
         let response = Self::encode_reply(Reply::Done);
         let publish = PublishKeyPackages {
             key,
@@ -82,7 +82,7 @@ impl Service {
             answer_expires_at: Self::answer_expiry(now),
             client: publisher.client.clone(),
             key_packages,
-            limit: KEY_PACKAGES_PER_CLIENT_MAX as u64,
+            limit: self.limits.key_packages_per_client_max as u64,
             now,
         };
         match self.storage.write(publish).await? {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::base::crypto::SigningKey;
-use crate::base::limits::{ANSWERS_KEPT, REQUEST_TIME_WINDOW};
+use crate::base::limits::{ANSWERS_KEPT, Limits, REQUEST_TIME_WINDOW};
 use crate::base::{Domain, Fault, UnixMillis};
 use crate::federation::PeerPool;
 use crate::identity::AsRoot;
@@ -49,6 +49,7 @@ pub struct Service {
     storage: Storage,
     peers: PeerPool,
     keys: NodeKeys,
+    limits: Limits,
     directory: Directory,
     groups: HotGroups,
     opened: OpenedInformations,
@@ -116,6 +117,7 @@ impl Service {
         storage: Storage,
         peers: PeerPool,
         keys: NodeKeys,
+        limits: Limits,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, Fault> {
         let directory = Directory::load(&domain, &keys, &storage).await?;
@@ -124,6 +126,7 @@ impl Service {
             storage,
             peers,
             keys,
+            limits,
             directory,
             groups: HotGroups::default(),
             opened: OpenedInformations::default(),

@@ -108,6 +108,7 @@ fn a_good_chain_gives_the_identity() {
         not_after: NOW.plus(limits::USER_CERTIFICATE_LIFETIME),
     };
     assert_eq!(identity, expected);
+    assert_eq!(crate::identity::revoked::key_hash(world.user_key.public()), sha256(&user_spki));
     let user = validate_user_chain(&world.chain()[1..], &world.roots, NOW).expect("a valid chain");
     let expected = UserIdentity {
         user: expected.user,

@@ -6,7 +6,7 @@ use federation_tests::synth::{
     KeyPackage,
 };
 use mimi_node::base::crypto::{SigningKey, sha256};
-use mimi_node::base::limits::COMMIT_PROPOSALS_MAX;
+use mimi_node::base::limits::Limits;
 use mimi_node::base::{Domain, Fault, GroupUri, UnixMillis, UserUri};
 use mimi_node::identity::AsRoot;
 use mimi_node::identity::issue::user_csr;
@@ -459,9 +459,9 @@ async fn add_users_adds_users_who_are_not_there() -> Result<(), Fault> {
         let identity = |rng: &mut rand_chacha::ChaCha20Rng| Identity::new(&rng.random(), &[b"x".to_vec(), b"y".to_vec()]);
         (0..count).map(|_| key_package(identity(&mut rng), Some(&config), &mut rng)).collect()
     };
-    let request = trio.adds(many(COMMIT_PROPOSALS_MAX));
+    let request = trio.adds(many(Limits::default().commit_proposals_max));
     trio.refuses("as many as may be", &request, ErrorCode::InvalidCredential).await?;
-    let request = trio.adds(many(COMMIT_PROPOSALS_MAX + 1));
+    let request = trio.adds(many(Limits::default().commit_proposals_max + 1));
     trio.refuses("one more", &request, ErrorCode::InvalidCommit).await?;
 
     // A user comes with all its clients at once.

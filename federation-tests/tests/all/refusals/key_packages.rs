@@ -3,7 +3,7 @@
 use federation_tests::people::{Person, key_package};
 use federation_tests::stage::Stage;
 use federation_tests::synth::{Capabilities, Extension, KeyPackage};
-use mimi_node::base::limits::KEY_PACKAGES_PER_CLIENT_MAX;
+use mimi_node::base::limits::Limits;
 use mimi_node::base::{Fault, UnixMillis};
 use mimi_node::wire::keys::{ClaimKeyPackages, KeysRequest, PublishKeyPackages};
 use mimi_node::wire::{ClientRequest, ErrorCode, Opaque, Reply, encode};
@@ -73,7 +73,7 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     for (what, request, code) in cases {
         stage.refuses(what, &alice, &alice.keys_request(&a, request), code).await?;
     }
-    let many: Vec<Vec<u8>> = vec![vec![0]; KEY_PACKAGES_PER_CLIENT_MAX + 1];
+    let many: Vec<Vec<u8>> = vec![vec![0]; Limits::default().key_packages_per_client_max + 1];
     stage.refuses("too many", &alice, &alice.keys_request(&a, publish(&many, None)), ErrorCode::TooLarge).await?;
     let by_carol = alice.keys_request(&a, publish(std::slice::from_ref(&good), None)).content.sign(&carol.device.key);
     stage.refuses("signed by another", &alice, &by_carol, ErrorCode::BadSignature).await?;
@@ -86,7 +86,7 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     assert_eq!(alice.ask(&alice.keys_request(&a, both)).await?, Ok(Reply::Done));
     let again = alice.keys_request(&a, publish(&[another.clone(), good], None));
     stage.refuses("published before", &alice, &again, ErrorCode::InvalidKeyPackage).await?;
-    let rest: Vec<Vec<u8>> = (0..KEY_PACKAGES_PER_CLIENT_MAX)
+    let rest: Vec<Vec<u8>> = (0..Limits::default().key_packages_per_client_max)
         .map(|_| key_package(alice.device.identity(), Some(&config), &mut stage.rng).message())
         .collect();
     let request = alice.keys_request(&a, publish(&rest, None));
