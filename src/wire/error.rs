@@ -207,6 +207,11 @@ impl Rejection {
         Self::with(ErrorCode::ReplayedOrStale, &ServerTime { server_time_ms: now.0 })
     }
 
+    /// [`ErrorCode::PendingProposals`], with MLSMessages of the DS's Removes.
+    pub fn pending_proposals(proposals: List<Opaque>) -> Self {
+        Self::with(ErrorCode::PendingProposals, &PendingProposals { proposals })
+    }
+
     /// [`ErrorCode::UnreachableDomain`].
     pub fn unreachable(why: UnreachableReason, sent: Sent) -> Self {
         Self::with(ErrorCode::UnreachableDomain, &UnreachableDomain { why, sent })
