@@ -9,9 +9,11 @@
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
+//! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 
 pub mod accounts;
+pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
@@ -21,6 +23,7 @@ pub mod lanes_out;
 pub mod ports;
 pub mod queueing;
 pub mod recipients;
+pub mod removals;
 pub mod route;
 pub mod wakeups;
 
@@ -40,7 +43,9 @@ use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
 use directory::Directory;
 use groups::HotGroups;
 use lanes_out::LaneWorkers;
+use credential_status::StatusWork;
 use recipients::OpenedInformations;
+use removals::Rejections;
 use wakeups::QueueWaiters;
 
 /// One node's services, shared by all its connections and workers.
@@ -54,6 +59,8 @@ pub struct Service {
     groups: HotGroups,
     opened: OpenedInformations,
     waiters: QueueWaiters,
+    rejections: Rejections,
+    status_work: StatusWork,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -131,6 +138,8 @@ impl Service {
             groups: HotGroups::default(),
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
+            rejections: Rejections::default(),
+            status_work: StatusWork::at_start(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))
