@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
-use super::groups::{HotGroup, HotTree};
+use super::groups::{HeldGroup, HotGroup, HotTree};
 use super::recipients::{Addressed, Wake};
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
@@ -78,8 +76,7 @@ impl Service {
             return Ok(Tried::Answered(response));
         }
         Self::check_time(&request.content, now)?;
-        let slot = self.groups.slot(&created.uri);
-        let mut group = slot.lock_owned().await;
+        let mut group = self.groups.slot(&created.uri).lock().await;
         let change = created.outcome.change.context("a new group has no state")?;
         let response = Self::encode_reply(created.outcome.reply);
         let mut write = group_change(&change)?;
@@ -122,6 +119,9 @@ impl Service {
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
         };
+        if on("DS-203") {
+            self.rates.count_client(&user.key, now)?;
+        }
         Self::check_time(&request.content, now)?;
         let groups = self.storage.groups_of_user(&user.user, self.limits.groups_per_user_max).await?;
         let groups = groups.into_iter().map(|group| Opaque::from(group.into_bytes())).collect();
@@ -135,12 +135,11 @@ impl Service {
         through: &Domain,
     ) -> Result<Tried, Failure> {
         let uri = self.group_of(message)?;
-        let mut group = self.groups.slot(&uri).lock_owned().await;
+        let mut group = self.groups.slot(&uri).lock().await;
         let now = UnixMillis::now();
         let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
         let hub = self.hub(now, &roots, &revoked);
         let Some(state) = group.state(&self.storage, &uri).await? else {
-            self.groups.release(&uri);
             // DS-013: this hub has such a group.
             return Err(answer("DS-013", ErrorCode::UnknownGroup, ErrorCode::Internal).into());
         };
@@ -149,6 +148,14 @@ impl Service {
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
         };
+        // DS-203: a client asks about groups so often and no more.
+        if on("DS-203") {
+            self.rates.count_client(sender.key(), now)?;
+        }
+        // DS-204: a group is asked about so often and no more.
+        if on("DS-204") {
+            self.rates.count_group(&uri, now)?;
+        }
         let key = RequestKey::new(sender.key(), request.content.request_id, request.content.digest());
         let decided = match self.decide(&hub, &mut group, &uri, &sender, request, message).await {
             Ok(decided) => decided,
@@ -235,7 +242,7 @@ impl Service {
     /// outcome that leaves the state alone gives the lock back as soon as its place in the writer's queue is taken.
     async fn accept(
         self: &Arc<Self>,
-        group: OwnedMutexGuard<HotGroup>,
+        group: HeldGroup,
         key: RequestKey,
         outcome: Outcome,
         update: Option<StagedUpdate>,
@@ -276,7 +283,7 @@ impl Service {
     /// After the write: memory follows the disk, and whoever waits is woken. `None` when all is well.
     async fn finish(
         self: &Arc<Self>,
-        group: Option<(OwnedMutexGuard<HotGroup>, StateChange)>,
+        group: Option<(HeldGroup, StateChange)>,
         update: Option<StagedUpdate>,
         acceptance: Result<Acceptance, crate::base::Fault>,
         wakes: &[Wake],

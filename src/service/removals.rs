@@ -88,11 +88,10 @@ impl Service {
         decide: impl Fn(&Hub<'_>, &GroupState) -> Result<Option<Outcome>, Fault>,
     ) -> Result<(), Fault> {
         for _ in 0..DECISIONS_MAX {
-            let mut group = self.groups.slot(uri).lock_owned().await;
+            let mut group = self.groups.slot(uri).lock().await;
             let now = UnixMillis::now();
             let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
             let Some(state) = group.state(&self.storage, uri).await? else {
-                self.groups.release(uri);
                 return Ok(());
             };
             let Some(outcome) = decide(&self.hub(now, &roots, &revoked), state)? else { return Ok(()) };
