@@ -71,6 +71,9 @@ impl Service {
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
         };
+        if on("DS-203") {
+            self.rates.count_client(&created.sender_key, now)?;
+        }
         let key = RequestKey::new(&created.sender_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(Tried::Answered(response));

@@ -51,6 +51,7 @@ use directory::Directory;
 use groups::HotGroups;
 use lanes_out::LaneWorkers;
 use credential_status::StatusWork;
+use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
 use wakeups::QueueWaiters;
@@ -67,6 +68,7 @@ pub struct Service {
     opened: OpenedInformations,
     waiters: QueueWaiters,
     rejections: Rejections,
+    rates: RequestRates,
     status_work: StatusWork,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
@@ -146,6 +148,7 @@ impl Service {
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
             rejections: Rejections::default(),
+            rates: RequestRates::new(&limits),
             status_work: StatusWork::at_start(),
             lanes: LaneWorkers::default(),
             shutdown,
