@@ -85,6 +85,12 @@ pub const GROUP_LEAVES_MAX: usize = 2_000;
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
 
+/// The largest GroupInfo, in octets, over the extensions of its GroupContext: ids, hashes, external_pub, signature.
+pub const GROUP_INFO_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+
+/// The largest proposal of a member (MLSMessage), in octets: a leaf node and its frame.
+pub const PROPOSAL_BYTES_MAX: usize = LEAF_NODE_BYTES_MAX + 1024;
+
 /// The largest application message (MLSMessage) that any hub can accept, in octets.
 pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -106,8 +112,8 @@ pub const RATE_KEYS_MAX: usize = 65_536;
 /// The rejected queue informations that wait to be looked into; the next message finds out about any more.
 pub const QUEUE_REJECTIONS_MAX: usize = 4_096;
 
-/// The leaves that are looked up at once when they are to be removed.
-pub const LEAVES_AT_ONCE_MAX: u32 = 1_000;
+/// The groups that are looked up at once when leaves are to be removed.
+pub const GROUPS_AT_ONCE_MAX: u32 = 1_000;
 
 /// The deleted groups that go in one transaction.
 pub const PURGE_AT_ONCE_MAX: u64 = 16;

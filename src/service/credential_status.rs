@@ -11,14 +11,13 @@ use tokio::time::Instant;
 use super::directory::not_understood;
 use super::{Failure, Service};
 use crate::base::limits::{
-    CLIENT_REQUEST_TIMEOUT, CREDENTIAL_STATUS_BYTES_MAX, CREDENTIAL_STATUS_INTERVAL, CREDENTIAL_STATUS_LIFETIME, CREDENTIAL_STATUS_RETRY,
-    CREDENTIAL_STATUS_STALE_MAX, LEAVES_AT_ONCE_MAX, PEER_REQUEST_TIMEOUT,
+    CLIENT_REQUEST_TIMEOUT, CREDENTIAL_STATUS_BYTES_MAX, CREDENTIAL_STATUS_INTERVAL, CREDENTIAL_STATUS_LIFETIME,
+    CREDENTIAL_STATUS_RETRY, CREDENTIAL_STATUS_STALE_MAX, PEER_REQUEST_TIMEOUT,
 };
 use crate::base::rule::on;
 use crate::base::{Domain, Fault, UnixMillis};
-use crate::ds::removal::Cause;
 use crate::identity::RevokedKeys;
-use crate::storage::groups::{FoundLeaf, LeavesBy};
+use crate::storage::groups::LeavesBy;
 use crate::storage::status::{KeepStatus, StatusApplied, StatusPushed, StoredStatus};
 use crate::wire::peer::{CredentialStatus, CredentialStatusRequest, PeerRequest, PeerResponse};
 use crate::wire::{ErrorCode, Opaque, Rejection, decode, encode};
@@ -82,9 +81,7 @@ impl Service {
         let status = self.own_status().await?;
         let keys = revoked_keys(&status)?.good_for(UnixMillis(u64::MAX));
         self.directory.know_status(&self.domain, status.version, keys);
-        self.storage
-            .write(KeepStatus { domain: self.domain.clone(), version: status.version, status: encode(&status) })
-            .await?;
+        self.storage.write(KeepStatus { domain: self.domain.clone(), version: status.version, status: encode(&status) }).await?;
         self.status_work.unpushed.store(true, Ordering::Release);
         self.status_work.list_changed();
         Ok(())
@@ -155,6 +152,10 @@ impl Service {
     pub(super) async fn look_after_statuses(self: Arc<Self>) {
         let mut shutdown = self.shutdown.clone();
         let mut interval = tokio::time::interval(CREDENTIAL_STATUS_INTERVAL);
+        // What was revoked right before a crash is on disk and nobody was told.
+        if let Err(fault) = self.own_status_changed().await {
+            tracing::error!("our own revoked keys could not be looked after: {fault}");
+        }
         loop {
             tokio::select! {
                 _ = interval.tick() => {}
@@ -191,8 +192,8 @@ impl Service {
             let status: CredentialStatus = decode(&stored.status)
                 .map_err(|error| Fault::new(format!("the credential status of {} is not readable: {error}", stored.domain)))?;
             for hash in hashes(&status).unwrap_or_default() {
-                self.remove_leaves_by(LeavesBy::ClientKey(&hash), Cause::ClientRevoked).await?;
-                self.remove_leaves_by(LeavesBy::UserKey(&hash), Cause::UserDeleted).await?;
+                self.remove_leaves_by(LeavesBy::ClientKey(&hash)).await?;
+                self.remove_leaves_by(LeavesBy::UserKey(&hash)).await?;
             }
             if is_last_round {
                 self.storage.write(StatusApplied { domain: stored.domain, version: stored.version }).await?;
@@ -201,21 +202,6 @@ impl Service {
             }
         }
         Ok(())
-    }
-
-    /// Issues Removes of all leaves that are found so.
-    pub(super) async fn remove_leaves_by(self: &Arc<Self>, by: LeavesBy<'_>, cause: Cause) -> Result<(), Fault> {
-        let mut after = FoundLeaf { group_id: String::new(), leaf_index: 0 };
-        loop {
-            let found = self.storage.leaves(by, &after, LEAVES_AT_ONCE_MAX).await?;
-            let Some(last) = found.last().cloned() else { return Ok(()) };
-            for of_group in found.chunk_by(|one, next| one.group_id == next.group_id) {
-                let leaves: Vec<_> = of_group.iter().map(|leaf| (leaf.leaf_index, cause)).collect();
-                let Some(first) = of_group.first() else { continue };
-                self.issue_removes(&first.group_id, &leaves).await?;
-            }
-            after = last;
-        }
     }
 
     /// Tells the hubs that deliver to our users, all at once, until each has taken the newest version.

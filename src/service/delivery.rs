@@ -10,7 +10,6 @@ use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::rule::{answer, on};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis, UserUri};
 use crate::ds::{self, Decision, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
-use crate::identity::revoked::key_hash;
 use crate::mls::StagedUpdate;
 use crate::storage::answers::{RequestKey, StoredAnswer};
 use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, MemberRow, WriteSnapshot};
@@ -70,6 +69,7 @@ impl Service {
             Ok(created) => created,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
         if on("DS-203") {
             self.rates.count_client(&created.sender_key, now)?;
@@ -121,6 +121,7 @@ impl Service {
             Ok(user) => user,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
         if on("DS-203") {
             self.rates.count_client(&user.key, now)?;
@@ -150,6 +151,7 @@ impl Service {
             Ok(sender) => sender,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
         // DS-203: a client asks about groups so often and no more.
         if on("DS-203") {
@@ -175,10 +177,10 @@ impl Service {
         };
         match decided {
             Decision::WelcomeInfo { epoch } => self.welcome_info(&group, &uri, epoch).await.map(Tried::Answered),
-            Decision::ExternalCommitInfo => self.external_commit_info(&group, &uri).await.map(Tried::Answered),
+            Decision::ExternalCommitInfo => self.external_commit_info(&mut group, &uri).await.map(Tried::Answered),
             Decision::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
             Decision::Commit(accepted) => {
-                let ds::commit::Accepted { outcome, update } = accepted;
+                let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await
             }
         }
@@ -193,13 +195,11 @@ impl Service {
         request: &ClientRequest,
         message: &DsMessage,
     ) -> Result<Decision, Undecided> {
-        // Known already, whatever has become of its sender and its group since.
-        if let Sender::Former { refused, .. } = sender {
-            return Err((*refused).into());
-        }
         Self::check_time(&request.content, hub.now)?;
-        let state = group.state.as_ref().context("a loaded group has no state")?;
-        if ds::needs_tree(state, &message.request)? {
+        if let Some(state) = &group.state {
+            ds::check_without_tree(hub, state, &message.request)?;
+        }
+        if ds::needs_tree(&message.request) {
             group.load_tree(&self.storage, uri).await?;
         }
         let HotGroup { state, tree } = group;
@@ -278,7 +278,10 @@ impl Service {
                 }
             };
             let acceptance = written.await;
-            service.finish(group, update, acceptance, &wakes, addressed, now).await.map(|tried| tried.unwrap_or(Tried::Answered(response)))
+            service
+                .finish(group, update, acceptance, &wakes, addressed, now)
+                .await
+                .map(|tried| tried.unwrap_or(Tried::Answered(response)))
         });
         finish.await.context("a request's last step ended badly")?
     }
@@ -343,7 +346,8 @@ impl Service {
     }
 
     /// What an external Commit is made from: everything of the current epoch.
-    async fn external_commit_info(&self, group: &HotGroup, uri: &GroupUri) -> Result<Vec<u8>, Failure> {
+    async fn external_commit_info(&self, group: &mut HotGroup, uri: &GroupUri) -> Result<Vec<u8>, Failure> {
+        group.load_tree(&self.storage, uri).await?;
         let state = group.state.as_ref().context("a loaded group has no state")?;
         let tree = group.tree.as_ref().context("a loaded group has no tree")?;
         let group_info = self.storage.group_info(uri).await?.context("a group has no GroupInfo")?;
@@ -351,7 +355,7 @@ impl Service {
             epoch: state.head.epoch,
             ratchet_tree: tree.tree.ratchet_tree()?.into(),
             group_info: group_info.into(),
-            proposals: state.head.proposals.iter().map(|proposal| Opaque::from(proposal.message.as_slice())).collect(),
+            proposals: state.head.proposal_messages(),
         };
         Ok(Self::encode_reply(Reply::GroupState(reply)))
     }
@@ -368,6 +372,7 @@ impl From<Refusal> for Undecided {
         match refusal {
             Refusal::Rejected(rejection) => Self::Failed(rejection.into()),
             Refusal::NeedsRoots(domains) => Self::NeedsRoots(domains),
+            Refusal::Failed(fault) => Self::Failed(fault.into()),
         }
     }
 }
@@ -380,17 +385,7 @@ impl<T: Into<Failure>> From<T> for Undecided {
 
 /// A state change as records.
 pub(super) fn group_change(change: &StateChange) -> Result<GroupChange, crate::base::Fault> {
-    let set = change.set.iter().map(|(leaf_index, member)| {
-        let row = MemberRow {
-            record: member.to_record()?,
-            user: member.client.user().clone(),
-            client_key: key_hash(&member.signature_key),
-            user_key: member.user_key_hash,
-            heard_at: UnixMillis(member.heard_at_ms),
-            expires_at: UnixMillis(member.not_after_ms),
-        };
-        Ok((*leaf_index, row))
-    });
+    let set = change.set.iter().map(|(leaf_index, member)| Ok((*leaf_index, MemberRow::of(member)?)));
     Ok(GroupChange {
         head: change.head.to_record()?,
         group_info: change.group_info.clone(),

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
+use super::credential_status::known_at_start;
 use super::{Failure, NodeKeys, Service};
 use crate::base::limits::{AS_ROOTS_MAX, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
-use super::credential_status::known_at_start;
 use crate::identity::{AsRoots, RevokedKeys};
 use crate::mls::external_sender::encode_external_sender;
 use crate::storage::Storage;

@@ -319,10 +319,9 @@ impl Worker {
         match decode(&answer) {
             Ok(PeerResponse::Lanes(answers)) => {
                 let fits = answers.len() == batches.len()
-                    && answers
-                        .iter()
-                        .zip(batches)
-                        .all(|(answer, Outgoing { batch, .. })| answer.group_id == batch.group_id && answer.incarnation == batch.incarnation);
+                    && answers.iter().zip(batches).all(|(answer, Outgoing { batch, .. })| {
+                        answer.group_id == batch.group_id && answer.incarnation == batch.incarnation
+                    });
                 if !fits {
                     return Err("the answer is not for the frames that were sent".to_owned());
                 }

@@ -47,10 +47,10 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
 use lanes_out::LaneWorkers;
-use credential_status::StatusWork;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
@@ -136,6 +136,7 @@ impl Service {
         limits: Limits,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, Fault> {
+        let rates = RequestRates::new(&limits);
         let directory = Directory::load(&domain, &keys, &storage).await?;
         Ok(Arc::new(Self {
             domain,
@@ -148,7 +149,7 @@ impl Service {
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
             rejections: Rejections::default(),
-            rates: RequestRates::new(&limits),
+            rates,
             status_work: StatusWork::at_start(),
             lanes: LaneWorkers::default(),
             shutdown,

@@ -90,11 +90,8 @@ impl Service {
         let mut remote: BTreeMap<&Domain, Vec<StoredRecipient>> = BTreeMap::new();
         for Recipient { leaf_index, queue } in &fan_out.recipients {
             if queue.domain == self.domain {
-                let leaf = Rejected {
-                    group: fan_out.group.clone(),
-                    leaf_index: *leaf_index,
-                    information: queue.information.clone(),
-                };
+                let leaf =
+                    Rejected { group: fan_out.group.clone(), leaf_index: *leaf_index, information: queue.information.clone() };
                 match self.open_recipient(&queue.information, &self.domain, now) {
                     Some(recipient) => {
                         local.push(recipient);

@@ -10,9 +10,9 @@ use tokio::sync::Notify;
 use super::Service;
 use super::delivery::group_change;
 use super::recipients::Wake;
-use crate::base::limits::{DECISIONS_MAX, PURGE_AT_ONCE_MAX, QUEUE_REJECTIONS_MAX};
+use crate::base::limits::{DECISIONS_MAX, GROUPS_AT_ONCE_MAX, PURGE_AT_ONCE_MAX, QUEUE_REJECTIONS_MAX};
 use crate::base::{Context as _, Fault, GroupUri, UnixMillis};
-use crate::ds::removal::{self, Cause};
+use crate::ds::removal;
 use crate::ds::{GroupState, Hub, Outcome};
 use crate::storage::groups::{AcceptRequest, Acceptance, LeavesBy, PurgeGroups};
 
@@ -74,10 +74,19 @@ impl Service {
         }
     }
 
-    /// Proposes the Removes of these leaves, those of them that are not proposed yet.
-    pub(super) async fn issue_removes(self: &Arc<Self>, group_id: &str, leaves: &[(u32, Cause)]) -> Result<(), Fault> {
-        let uri: GroupUri = group_id.parse().context("a stored group id is not readable")?;
-        self.change_group(&uri, |hub, state| removal::issue(hub, state, leaves)).await
+    /// Has the DS look at every group with a leaf that is found so. What the look-up says is only where to look: the leaves may
+    /// have changed since.
+    pub(super) async fn remove_leaves_by(self: &Arc<Self>, by: LeavesBy<'_>) -> Result<(), Fault> {
+        let mut after = String::new();
+        loop {
+            let groups = self.storage.groups_with_leaves(by, &after, GROUPS_AT_ONCE_MAX).await?;
+            let Some(last) = groups.last().cloned() else { return Ok(()) };
+            for group_id in &groups {
+                let uri: GroupUri = group_id.parse().context("a stored group id is not readable")?;
+                self.change_group(&uri, |hub, state| removal::issue(hub, state, &removal::due(hub, state))).await?;
+            }
+            after = last;
+        }
     }
 
     /// Has the DS change a group on its own: decides on the group as it is, and again when it changed meanwhile. Nothing happens
@@ -85,7 +94,7 @@ impl Service {
     async fn change_group(
         self: &Arc<Self>,
         uri: &GroupUri,
-        decide: impl Fn(&Hub<'_>, &GroupState) -> Result<Option<Outcome>, Fault>,
+        decide: impl Fn(&Hub<'_>, &GroupState) -> Option<Outcome>,
     ) -> Result<(), Fault> {
         for _ in 0..DECISIONS_MAX {
             let mut group = self.groups.slot(uri).lock().await;
@@ -94,7 +103,7 @@ impl Service {
             let Some(state) = group.state(&self.storage, uri).await? else {
                 return Ok(());
             };
-            let Some(outcome) = decide(&self.hub(now, &roots, &revoked), state)? else { return Ok(()) };
+            let Some(outcome) = decide(&self.hub(now, &roots, &revoked), state) else { return Ok(()) };
             let (deliveries, addressed) = self.deliveries(&outcome.fan_out, now);
             let wakes: Vec<Wake> = deliveries.iter().map(Wake::of).collect();
             let accept = AcceptRequest {
@@ -128,8 +137,8 @@ impl Service {
     pub async fn look_after_groups(self: &Arc<Self>, now: UnixMillis) -> Result<(), Fault> {
         let before = |seconds: u64| UnixMillis(now.0.saturating_sub(seconds.saturating_mul(1000)));
         let silent_since = before(self.limits.inactive_leaf_seconds_max);
-        self.remove_leaves_by(LeavesBy::SilentSince(silent_since), Cause::Inactive).await?;
-        self.remove_leaves_by(LeavesBy::ExpiringBefore(now), Cause::Expired).await?;
+        self.remove_leaves_by(LeavesBy::SilentSince(silent_since)).await?;
+        self.remove_leaves_by(LeavesBy::ExpiringBefore(now)).await?;
         let closed_before = before(self.limits.deleted_group_kept_seconds);
         while self.storage.write(PurgeGroups { closed_before, limit: PURGE_AT_ONCE_MAX }).await? == PURGE_AT_ONCE_MAX {}
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::answers::{self, Known, RequestKey, StoredAnswer};
+use super::answers::{self, Known, StoredAnswer};
 use super::deliveries::{self, DeliveryWrite};
 use super::{Connection, ROWS_PER_STATEMENT, Storage, Transaction, integer, list, rows, unsigned};
 use crate::base::fault::{Context as _, Fault};
@@ -62,6 +62,20 @@ pub struct MemberRow {
     pub heard_at: UnixMillis,
     /// When its credential or leaf node ends.
     pub expires_at: UnixMillis,
+}
+
+impl MemberRow {
+    /// What is stored of a member.
+    pub fn of(member: &Member) -> Result<Self, Fault> {
+        Ok(Self {
+            record: member.to_record()?,
+            user: member.client.user().clone(),
+            client_key: member.client_key_hash(),
+            user_key: member.user_key_hash,
+            heard_at: UnixMillis(member.heard_at_ms),
+            expires_at: UnixMillis(member.not_after_ms),
+        })
+    }
 }
 
 /// What came of an [`AcceptRequest`].
@@ -294,57 +308,27 @@ pub enum LeavesBy<'a> {
     ExpiringBefore(UnixMillis),
 }
 
-/// What a condition compares with.
-enum Value<'a> {
-    Octets(&'a [u8; 32]),
-    Time(UnixMillis),
-}
-
-/// A leaf that was looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FoundLeaf {
-    /// The group's URI.
-    pub group_id: String,
-    /// The leaf.
-    pub leaf_index: u32,
-}
-
 impl Storage {
-    /// The leaves, at most `limit` of them, in order of group and leaf, behind `after`.
-    pub async fn leaves(&self, by: LeavesBy<'_>, after: &FoundLeaf, limit: u32) -> Result<Vec<FoundLeaf>, Fault> {
+    /// The groups with such leaves, at most `limit` of them, in order of name, behind `after`.
+    pub async fn groups_with_leaves(&self, by: LeavesBy<'_>, after: &str, limit: u32) -> Result<Vec<String>, Fault> {
         let failed = "could not look leaves up";
-        let (condition, value) = match by {
-            LeavesBy::ClientKey(hash) => ("client_key = $1", Value::Octets(hash)),
-            LeavesBy::UserKey(hash) => ("user_key = $1", Value::Octets(hash)),
-            LeavesBy::SilentSince(time) => ("heard_at_ms < $1", Value::Time(time)),
-            LeavesBy::ExpiringBefore(time) => ("expires_at_ms < $1", Value::Time(time)),
+        let condition = match by {
+            LeavesBy::ClientKey(_) => "client_key = $1",
+            LeavesBy::UserKey(_) => "user_key = $1",
+            LeavesBy::SilentSince(_) => "heard_at_ms < $1",
+            LeavesBy::ExpiringBefore(_) => "expires_at_ms < $1",
         };
+        // The plus signs keep the planner to the index of the condition: few leaves meet it.
         let statement = format!(
-            // The plus signs keep the planner to the index of the condition: few leaves meet it.
-            "SELECT group_id, leaf_index FROM group_members WHERE {condition} AND (+group_id, +leaf_index) > ($2, $3) \
-             ORDER BY +group_id, +leaf_index LIMIT $4"
+            "SELECT DISTINCT group_id FROM group_members WHERE {condition} AND +group_id > $2 ORDER BY +group_id LIMIT $3"
         );
         let query = sqlx::query(AssertSqlSafe(statement));
-        let query = match value {
-            Value::Octets(octets) => query.bind(octets.as_slice()),
-            Value::Time(time) => query.bind(integer(time.0)),
+        let query = match by {
+            LeavesBy::ClientKey(hash) | LeavesBy::UserKey(hash) => query.bind(hash.as_slice()),
+            LeavesBy::SilentSince(time) | LeavesBy::ExpiringBefore(time) => query.bind(integer(time.0)),
         };
-        let rows = query
-            .bind(after.group_id.as_str())
-            .bind(i64::from(after.leaf_index))
-            .bind(i64::from(limit))
-            .fetch_all(self.readers())
-            .await
-            .context(failed)?;
-        rows.iter()
-            .map(|row| {
-                let leaf_index: i64 = row.try_get("leaf_index").context(failed)?;
-                Ok(FoundLeaf {
-                    group_id: row.try_get("group_id").context(failed)?,
-                    leaf_index: u32::try_from(leaf_index).context(failed)?,
-                })
-            })
-            .collect()
+        let rows = query.bind(after).bind(i64::from(limit)).fetch_all(self.readers()).await.context(failed)?;
+        rows.iter().map(|row| row.try_get("group_id").context(failed)).collect()
     }
 
     /// The groups in which `user` has a leaf, in order of name, at most `limit` (X6). Deleted ones do not count.
