@@ -106,6 +106,7 @@ impl Identity {
 /// Where a leaf comes from, and what depends on it (RFC 9420 §7.2).
 pub(super) enum LeafSource<'a> {
     KeyPackage { now_s: u64 },
+    Update { group_id: &'a [u8], leaf_index: u32 },
     Commit { parent_hash: &'a [u8], group_id: &'a [u8], leaf_index: u32 },
 }
 
@@ -125,12 +126,15 @@ pub(super) fn leaf_node(
         LeafSource::KeyPackage { now_s } => {
             leaf.u8(1).u64(now_s.saturating_sub(LIFETIME_BEFORE_S)).u64(now_s.saturating_add(LIFETIME_AFTER_S))
         }
+        LeafSource::Update { .. } => leaf.u8(2),
         LeafSource::Commit { parent_hash, .. } => leaf.u8(3).vector(parent_hash),
     };
     let leaf = leaf.raw(&encode_extensions(&[]));
     let to_sign = match source {
         LeafSource::KeyPackage { .. } => leaf.clone(),
-        LeafSource::Commit { group_id, leaf_index, .. } => leaf.clone().vector(group_id).u32(*leaf_index),
+        LeafSource::Update { group_id, leaf_index } | LeafSource::Commit { group_id, leaf_index, .. } => {
+            leaf.clone().vector(group_id).u32(*leaf_index)
+        }
     };
     leaf.vector(&identity.sign("LeafNodeTBS", &to_sign.finish())).finish()
 }
