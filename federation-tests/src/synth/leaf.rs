@@ -62,9 +62,9 @@ pub struct Capabilities {
 }
 
 impl Default for Capabilities {
-    /// X.509 credentials, and the KeyPackage extension of private-use type 0xF0C0.
+    /// X.509 credentials, and the private-use types 0xF0C0 of KeyPackages and 0xF0C1 of GroupContexts.
     fn default() -> Self {
-        Self { extensions: vec![0xF0C0], proposals: Vec::new(), credentials: vec![CREDENTIAL_X509] }
+        Self { extensions: vec![0xF0C0, 0xF0C1], proposals: Vec::new(), credentials: vec![CREDENTIAL_X509] }
     }
 }
 
