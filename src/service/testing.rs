@@ -25,13 +25,14 @@ use crate::identity::chain::{AsRoots, validate_client_chain};
 use crate::identity::{AsRoot, ClientIdentity};
 use crate::qs::sealed::QsKeyPair;
 use crate::storage::accounts::PinDomain;
+use crate::storage::status::KeepStatus;
 use crate::storage::{DATABASE_FILE, Storage};
 use crate::tests::forged::{Device, Room, content};
 use crate::transport::testing::{Ca, bind};
 use crate::transport::{Resolver, ResolverSettings};
 use crate::wire::ds::{ClientQueueConfig, DsRequest, DsSenderId};
 use crate::wire::info::DomainInfo;
-use crate::wire::peer::{LaneBatch, LaneResult, PeerRequest, PeerResponse};
+use crate::wire::peer::{CredentialStatus, LaneBatch, LaneResult, PeerRequest, PeerResponse};
 use crate::wire::qs::{CreateQueue, QsMessage, QsRequest, QsSender, QueueBinding, QueueInformation, SealedQueueInformation};
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply, Response, Service as Body, decode, encode};
 
@@ -108,6 +109,16 @@ impl TestNode {
             server_time_ms: 0,
         };
         storage.write(PinDomain { domain: domain("b.test"), info: encode(&info), now }).await.expect("pinned");
+        // Nothing is revoked, and nobody can be asked again.
+        let status = CredentialStatus {
+            domain: b"b.test".as_slice().into(),
+            version: 1,
+            next_update_ms: u64::MAX,
+            revoked: List::default(),
+            signature: Opaque::default(),
+        };
+        let kept = KeepStatus { domain: domain("b.test"), version: 1, status: encode(&status) };
+        storage.write(kept).await.expect("kept");
 
         let as_root = as_roots[&own].clone();
         let ds = SigningKey::generate().expect("a key");
