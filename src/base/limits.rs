@@ -382,3 +382,22 @@ pub const CLIENT_EPOCH_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// How often a client looks whether another of its operations is done with a Commit.
 pub const CLIENT_COMMIT_BUSY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a client waits before it commits what is pending, for each member of the group: all of them wait, each a random part
+/// of it.
+pub const CLIENT_COVER_JITTER_PER_MEMBER: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+pub const CLIENT_COVER_JITTER_MAX: Duration = Duration::from_secs(3);
+
+/// In how many groups at once a client commits what is pending.
+pub const CLIENT_COVERS_AT_ONCE_MAX: usize = 8;
+
+/// How old the keys of a client's leaf get before it renews them.
+pub const CLIENT_LEAF_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long before a KeyPackage of a client expires it publishes others.
+pub const CLIENT_KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(28 * 24 * 60 * 60);
+
+/// How long a client keeps the private keys of a KeyPackage that has expired: a Welcome may be on its way.
+pub const CLIENT_EXPIRED_KEY_PACKAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
