@@ -207,6 +207,12 @@ impl Rejection {
         Self::with(ErrorCode::ReplayedOrStale, &ServerTime { server_time_ms: now.0 })
     }
 
+    /// [`ErrorCode::RateLimited`]: the same request may pass after this long.
+    pub fn rate_limited(retry_after: std::time::Duration) -> Self {
+        let retry_after_ms = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+        Self::with(ErrorCode::RateLimited, &RetryAfter { retry_after_ms })
+    }
+
     /// [`ErrorCode::UnreachableDomain`].
     pub fn unreachable(why: UnreachableReason, sent: Sent) -> Self {
         Self::with(ErrorCode::UnreachableDomain, &UnreachableDomain { why, sent })
