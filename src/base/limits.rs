@@ -85,8 +85,8 @@ pub const FORMER_KEYS_MAX: usize = 64;
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
-/// The groups held in memory at once, by count; the least recently used one goes first.
-pub const HOT_GROUPS_MAX: usize = 1_024;
+/// The clients, and the groups, whose recent requests are counted at once.
+pub const RATE_KEYS_MAX: usize = 65_536;
 
 /// How often a request is decided anew, because roots had to be fetched or its group changed under it.
 pub const DECISIONS_MAX: usize = 4;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
-use super::groups::{HotGroup, HotTree};
+use super::groups::{HeldGroup, HotGroup, HotTree};
 use super::recipients::Wake;
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
@@ -93,8 +91,7 @@ impl Service {
             return Ok(Tried::Answered(response));
         }
         Self::check_time(&request.content, now)?;
-        let slot = self.groups.slot(&created.uri);
-        let mut group = slot.lock_owned().await;
+        let mut group = self.groups.slot(&created.uri).lock().await;
         let change = created.outcome.change.context("a new group has no state")?;
         let response = Self::encode_reply(created.outcome.reply);
         let mut write = group_change(&change)?;
@@ -132,10 +129,9 @@ impl Service {
         through: &Domain,
     ) -> Result<Tried, Failure> {
         let uri = self.group_of(message)?;
-        let mut group = self.groups.slot(&uri).lock_owned().await;
+        let mut group = self.groups.slot(&uri).lock().await;
         let now = UnixMillis::now();
         let Some(state) = group.state(&self.storage, &uri).await? else {
-            self.groups.release(&uri);
             // DS-013: this hub has such a group.
             return Err(ErrorCode::UnknownGroup.into());
         };
@@ -226,7 +222,7 @@ impl Service {
     /// outcome that leaves the state alone gives the lock back as soon as its place in the writer's queue is taken.
     async fn accept(
         self: &Arc<Self>,
-        group: OwnedMutexGuard<HotGroup>,
+        group: HeldGroup,
         key: RequestKey,
         outcome: Outcome,
         update: Option<StagedUpdate>,
@@ -269,7 +265,7 @@ impl Service {
     /// After the write: memory follows the disk, and whoever waits is woken. `None` when all is well.
     async fn finish(
         self: &Arc<Self>,
-        group: Option<(OwnedMutexGuard<HotGroup>, StateChange)>,
+        group: Option<(HeldGroup, StateChange)>,
         update: Option<StagedUpdate>,
         acceptance: Result<Acceptance, crate::base::Fault>,
         wakes: &[Wake],

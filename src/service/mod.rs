@@ -6,6 +6,7 @@
 //! | [`route`] | one client request: here, or on to its destination |
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
+//! | [`rates`] | how many requests a client may make, and a group gets |
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
@@ -20,9 +21,15 @@ pub mod lanes_in;
 pub mod lanes_out;
 pub mod ports;
 pub mod queueing;
+pub mod rates;
 pub mod recipients;
 pub mod route;
 pub mod wakeups;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -126,9 +133,9 @@ impl Service {
             storage,
             peers,
             keys,
+            groups: HotGroups::new(limits.hot_groups_bytes_max),
             limits,
             directory,
-            groups: HotGroups::default(),
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
             lanes: LaneWorkers::default(),
