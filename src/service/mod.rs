@@ -46,6 +46,7 @@ use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
 use directory::Directory;
 use groups::HotGroups;
+use keys::Claims;
 use lanes_out::LaneWorkers;
 use recipients::OpenedInformations;
 use wakeups::QueueWaiters;
@@ -61,6 +62,7 @@ pub struct Service {
     groups: HotGroups,
     opened: OpenedInformations,
     waiters: QueueWaiters,
+    claims: Claims,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -138,6 +140,7 @@ impl Service {
             directory,
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
+            claims: Claims::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))
