@@ -52,7 +52,7 @@ pub struct Publication<'a> {
     /// The time now.
     pub now: UnixMillis,
     /// Opens a sealed queue information, as [`super::sealed::open`] does.
-    pub open: &'a dyn Fn(&[u8]) -> Option<QueueInformation>,
+    pub open: &'a (dyn Fn(&[u8]) -> Option<QueueInformation> + Sync),
 }
 
 impl Publication<'_> {

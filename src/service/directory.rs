@@ -43,7 +43,14 @@ impl Directory {
             roots.insert(pinned.clone(), Arc::new(as_roots(&pinned, &info)?));
             infos.insert(pinned, info);
         }
-        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots), revoked: ArcSwap::default() })
+        let (_, revoked) = storage.revoked_keys().await?;
+        let revoked = HashMap::from([(domain.clone(), Arc::new(RevokedKeys::from_iter(revoked)))]);
+        Ok(Self {
+            own,
+            infos: Mutex::new(infos),
+            roots: ArcSwap::from_pointee(roots),
+            revoked: ArcSwap::from_pointee(revoked),
+        })
     }
 
     /// The AS roots that are pinned so far.
@@ -54,6 +61,16 @@ impl Directory {
     /// The keys that are known to be revoked (X1).
     pub(super) fn revoked(&self) -> Arc<HashMap<Domain, Arc<RevokedKeys>>> {
         self.revoked.load_full()
+    }
+
+    /// From now on these are the revoked keys of `domain`.
+    pub(super) fn know_status(&self, domain: &Domain, keys: RevokedKeys) {
+        let keys = Arc::new(keys);
+        self.revoked.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(domain.clone(), keys.clone());
+            known
+        });
     }
 
     /// Our own information, with the time.
