@@ -138,10 +138,8 @@ mod tests {
     #[test]
     fn an_invited_user_proves_possession_of_the_new_key() {
         let (new, other) = (key(), key());
-        let enrol = Enrol {
-            token: vec![1; 16].into(),
-            certificate_request: user_csr(&new, &user("invited")).expect("a request").into(),
-        };
+        let enrol =
+            Enrol { token: vec![1; 16].into(), certificate_request: user_csr(&new, &user("invited")).expect("a request").into() };
         let check = |enrol: &Enrol, key: &SigningKey| {
             check_enrol(&signed(AccountsRequest::Enrol(enrol.clone()), key), enrol).map_err(|rejection| rejection.code)
         };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::base::limits::{CLAIM_COUNTS_MAX, Limits};
 use crate::base::rule::{answer, on};
 use crate::base::{Domain, UnixMillis, UserUri};
-use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_client_chain};
 use crate::identity::RevokedKeys;
+use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_client_chain};
 use crate::mls::CIPHERSUITE;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::{ClientRequest, ErrorCode, Rejection};
@@ -20,8 +20,7 @@ const COUNTED: Duration = Duration::from_secs(60 * 60);
 pub fn claimed_chain(message: &KeysMessage, through: &Domain) -> Result<Vec<Vec<u8>>, Rejection> {
     let chain: Vec<Vec<u8>> = message.certificates.iter().map(|certificate| certificate.to_vec()).collect();
     // QS-032 (R8): the asking client is of the domain that the request came through.
-    let claimed =
-        claimed_client(&chain).map_err(|_| answer("QS-032", ErrorCode::InvalidCredential, ErrorCode::Internal))?;
+    let claimed = claimed_client(&chain).map_err(|_| answer("QS-032", ErrorCode::InvalidCredential, ErrorCode::Internal))?;
     if on("QS-032") && claimed.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }

@@ -77,9 +77,7 @@ impl Publication<'_> {
         let identity = validate_client_chain(&key_package.claim.chain, self.roots, self.now)
             .map_err(|_| Rejection::from(answer("QS-012", ErrorCode::InvalidCredential, ErrorCode::Internal)))?;
         let key = &key_package.claim.signature_key;
-        let is_own = identity.client == self.publisher.client
-            && identity.public_key == *key
-            && self.publisher.public_key == *key;
+        let is_own = identity.client == self.publisher.client && identity.public_key == *key && self.publisher.public_key == *key;
         if on("QS-012") && !is_own {
             return Err(ErrorCode::InvalidCredential.into());
         }

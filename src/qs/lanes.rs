@@ -21,9 +21,8 @@ pub fn check_request(batches: &[LaneBatch]) -> Result<(), Rejection> {
     let frames = || batches.iter().flat_map(|batch| &batch.frames);
     let recipients = frames().map(|frame| frame.recipients.len()).sum::<usize>();
     // QS-040: at most so many lanes, frames and recipients come at once.
-    let too_many = batches.len() > LANES_PER_BATCH_MAX
-        || frames().count() > LANE_BATCH_FRAMES_MAX
-        || recipients > LANE_BATCH_RECIPIENTS_MAX;
+    let too_many =
+        batches.len() > LANES_PER_BATCH_MAX || frames().count() > LANE_BATCH_FRAMES_MAX || recipients > LANE_BATCH_RECIPIENTS_MAX;
     if on("QS-040") && too_many { Err(ErrorCode::TooLarge.into()) } else { Ok(()) }
 }
 
@@ -224,7 +223,8 @@ mod tests {
     }
 
     fn heads(frames: &[(u64, u8)]) -> Vec<FrameHead> {
-        let head = |(sequence, digest): &(u64, u8)| FrameHead { lane_sequence: *sequence, digest: [*digest; 32], is_reset: false };
+        let head =
+            |(sequence, digest): &(u64, u8)| FrameHead { lane_sequence: *sequence, digest: [*digest; 32], is_reset: false };
         frames.iter().map(head).collect()
     }
 

@@ -101,7 +101,9 @@ mod tests {
     #[test]
     fn over_its_limits_a_queue_takes_one_marker_for_each_group() {
         assert_eq!(arrive(&queue(2, 90), &LIMITS, Some(10), true, 7), Arrival::Entry, "up to both limits");
-        for (full, octets) in [(queue(3, 0), 1), (queue(9, 0), 1), (queue(0, 91), 10), (queue(0, 0), 101), (queue(0, 1), u64::MAX)] {
+        for (full, octets) in
+            [(queue(3, 0), 1), (queue(9, 0), 1), (queue(0, 91), 10), (queue(0, 0), 101), (queue(0, 1), u64::MAX)]
+        {
             assert_eq!(arrive(&full, &LIMITS, Some(octets), false, 7), Arrival::Marker, "{full:?}");
             assert_eq!(arrive(&full, &LIMITS, Some(octets), true, 7), Arrival::Covered, "{full:?}");
             let most = QUEUE_MARKERS_PER_HUB_MAX;

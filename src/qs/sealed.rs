@@ -63,11 +63,8 @@ impl QsKeyPair {
 /// Costs an HPKE decapsulation: callers keep the result.
 pub fn open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
     let refused = || {
-        let anything = || QueueInformation {
-            queue_id: QueueId([0; 16]),
-            generation: 0,
-            binding: QueueBinding::Hub(Opaque::default()),
-        };
+        let anything =
+            || QueueInformation { queue_id: QueueId([0; 16]), generation: 0, binding: QueueBinding::Hub(Opaque::default()) };
         answer("QS-001", None, Some(anything()))
     };
     try_open(keys, sealed).map_or_else(refused, Some)

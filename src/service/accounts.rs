@@ -12,7 +12,7 @@ use crate::storage::Storage;
 use crate::storage::accounts::{EnrolUser, Enrolment, Invite};
 use crate::storage::answers::RequestKey;
 use crate::storage::blocks::{BlockChanged, ChangeBlock};
-use crate::storage::clients::{DeleteUser, Revoked, RevokeClient};
+use crate::storage::clients::{DeleteUser, RevokeClient, Revoked};
 use crate::wire::accounts::{AccountsMessage, AccountsRequest, BlockedName, Enrol, Enrolled, RevokeClient as RevokeBody};
 use crate::wire::{ClientRequest, ErrorCode, Invitation, List, Opaque, Rejection, Reply};
 

@@ -45,12 +45,7 @@ impl Directory {
         }
         let (_, revoked) = storage.revoked_keys().await?;
         let revoked = HashMap::from([(domain.clone(), Arc::new(RevokedKeys::from_iter(revoked)))]);
-        Ok(Self {
-            own,
-            infos: Mutex::new(infos),
-            roots: ArcSwap::from_pointee(roots),
-            revoked: ArcSwap::from_pointee(revoked),
-        })
+        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots), revoked: ArcSwap::from_pointee(revoked) })
     }
 
     /// The AS roots that are pinned so far.

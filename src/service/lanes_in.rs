@@ -46,8 +46,7 @@ impl Service {
         let now = UnixMillis::now();
         let group_id = group.to_string();
         let sequences: Vec<u64> = batch.frames.iter().map(|frame| frame.lane_sequence).collect();
-        let frames: Vec<ArrivedFrame> =
-            batch.frames.into_iter().map(|frame| self.arrived(hub, &group_id, frame, now)).collect();
+        let frames: Vec<ArrivedFrame> = batch.frames.into_iter().map(|frame| self.arrived(hub, &group_id, frame, now)).collect();
         let wakes = frames.iter().map(|frame| Wake::of(&frame.delivery)).collect();
         let take = TakeFrames { hub: hub.clone(), group_id, incarnation: batch.incarnation, frames };
         Ok(Queued { sequences, wakes, written: self.storage.queue_write(take).await? })

@@ -119,8 +119,7 @@ impl Service {
         client: &ClientIdentity,
         now: UnixMillis,
     ) -> Result<Vec<u8>, Failure> {
-        let key_of =
-            |owner_key: &[u8]| RequestKey::new(owner_key, request.content.request_id, request.content.digest());
+        let key_of = |owner_key: &[u8]| RequestKey::new(owner_key, request.content.request_id, request.content.digest());
         let Some(queue) = self.storage.queue(queue_id).await? else {
             // A repeat of the request that deleted it proves itself by the key that the queue had.
             let deleted = self.storage.deleted_queue(queue_id).await?;

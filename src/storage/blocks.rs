@@ -62,12 +62,7 @@ impl Transaction for ChangeBlock {
         } else {
             "DELETE FROM blocks WHERE user_uri = $1 AND name = $2"
         };
-        sqlx::query(statement)
-            .bind(user.as_str())
-            .bind(self.name.as_str())
-            .execute(&mut *connection)
-            .await
-            .context(failed)?;
+        sqlx::query(statement).bind(user.as_str()).bind(self.name.as_str()).execute(&mut *connection).await.context(failed)?;
         answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
         Ok(BlockChanged::Done)
     }

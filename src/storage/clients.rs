@@ -179,8 +179,10 @@ impl Storage {
     /// Every revoked key of this domain, by its hash, and the number of this state of the list (X1): it grows with each key.
     pub async fn revoked_keys(&self) -> Result<(u64, Vec<[u8; 32]>), Fault> {
         let failed = "could not read the revoked keys";
-        let rows =
-            sqlx::query("SELECT key_hash, version FROM revoked_keys ORDER BY version").fetch_all(self.readers()).await.context(failed)?;
+        let rows = sqlx::query("SELECT key_hash, version FROM revoked_keys ORDER BY version")
+            .fetch_all(self.readers())
+            .await
+            .context(failed)?;
         let mut keys = Vec::with_capacity(rows.len());
         let mut newest = 0;
         for row in rows {

@@ -116,12 +116,14 @@ impl PublishKeyPackages {
         .await
         .context(failed)?;
         // Remembered for as long as it would be good, so that what was handed out once is not published again.
-        sqlx::query("INSERT INTO key_package_references (reference, not_after_ms) VALUES ($1, $2) ON CONFLICT (reference) DO NOTHING")
-            .bind(key_package.reference.as_slice())
-            .bind(integer(key_package.not_after.0))
-            .execute(connection)
-            .await
-            .context(failed)?;
+        sqlx::query(
+            "INSERT INTO key_package_references (reference, not_after_ms) VALUES ($1, $2) ON CONFLICT (reference) DO NOTHING",
+        )
+        .bind(key_package.reference.as_slice())
+        .bind(integer(key_package.not_after.0))
+        .execute(connection)
+        .await
+        .context(failed)?;
         Ok(())
     }
 }
@@ -203,11 +205,12 @@ impl ClaimKeyPackages {
     /// Takes a KeyPackage out, unless it is of last resort.
     async fn take(&self, connection: &mut Connection, candidate: &Candidate) -> Result<Vec<u8>, Fault> {
         let failed = "could not take a claimed KeyPackage";
-        let row = sqlx::query("SELECT key_package, queue_id, invite_id, invite_expires_at_ms FROM key_packages WHERE reference = $1")
-            .bind(candidate.reference.as_slice())
-            .fetch_one(&mut *connection)
-            .await
-            .context(failed)?;
+        let row =
+            sqlx::query("SELECT key_package, queue_id, invite_id, invite_expires_at_ms FROM key_packages WHERE reference = $1")
+                .bind(candidate.reference.as_slice())
+                .fetch_one(&mut *connection)
+                .await
+                .context(failed)?;
         if !candidate.last_resort {
             sqlx::query("DELETE FROM key_packages WHERE reference = $1")
                 .bind(candidate.reference.as_slice())

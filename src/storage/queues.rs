@@ -144,11 +144,7 @@ pub(super) async fn drop_queue(connection: &mut Connection, queue_id: QueueId) -
     drop_entries(connection, queue_id, i64::MAX).await?;
     invites::forget_queue(connection, queue_id).await?;
     for statement in ["DELETE FROM queue_markers WHERE queue_id = $1", "DELETE FROM queues WHERE queue_id = $1"] {
-        sqlx::query(statement)
-            .bind(queue_id.0.as_slice())
-            .execute(&mut *connection)
-            .await
-            .context("could not delete a queue")?;
+        sqlx::query(statement).bind(queue_id.0.as_slice()).execute(&mut *connection).await.context("could not delete a queue")?;
     }
     Ok(())
 }
@@ -167,13 +163,14 @@ async fn drop_entries(connection: &mut Connection, queue_id: QueueId, up_to: i64
     let body_ids: Vec<Vec<u8>> = dropped.iter().map(|row| row.try_get("body_id")).collect::<Result<_, _>>().context(failed)?;
     let octets: i64 = dropped.iter().map(|row| row.try_get::<i64, _>("octets")).sum::<Result<_, _>>().context(failed)?;
     release_bodies(connection, &body_ids).await?;
-    let left = sqlx::query("UPDATE queues SET entries = entries - $2, octets = octets - $3 WHERE queue_id = $1 RETURNING markers")
-        .bind(queue_id.0.as_slice())
-        .bind(integer(body_ids.len() as u64))
-        .bind(octets)
-        .fetch_all(&mut *connection)
-        .await
-        .context(failed)?;
+    let left =
+        sqlx::query("UPDATE queues SET entries = entries - $2, octets = octets - $3 WHERE queue_id = $1 RETURNING markers")
+            .bind(queue_id.0.as_slice())
+            .bind(integer(body_ids.len() as u64))
+            .bind(octets)
+            .fetch_all(&mut *connection)
+            .await
+            .context(failed)?;
     let markers = left.first().map(|row| row.try_get::<i64, _>("markers")).transpose().context(failed)?;
     if markers.is_some_and(|markers| markers > 0) {
         let known = sqlx::query("DELETE FROM queue_markers WHERE queue_id = $1 AND sequence <= $2")
