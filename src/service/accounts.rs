@@ -214,14 +214,6 @@ impl Service {
     }
 }
 
-impl Service {
-    async fn own_status_changed(&self) -> Result<(), Fault> {
-        let (_, revoked) = self.storage.revoked_keys().await?;
-        self.directory.know_status(&self.domain, revoked.into_iter().collect());
-        Ok(())
-    }
-}
-
 /// Invites a user: the token is stored only as its hash, and the line to hand out is returned. `tls_ca_spki_hash`: of the CA
 /// that issued the node's TLS certificate.
 pub async fn invite(storage: &Storage, user: &UserUri, tls_ca_spki_hash: [u8; 32]) -> Result<Invitation, Fault> {

@@ -15,6 +15,7 @@ pub mod key_packages;
 pub mod lanes;
 pub mod queues;
 pub mod settings;
+pub mod status;
 mod writer;
 
 #[cfg(test)]
@@ -128,6 +129,7 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, Fault> {
 fn migrator() -> Migrator {
     let migrations = [
         (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
+        (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
