@@ -53,7 +53,10 @@ impl TestHub {
             external_sender: encode_external_sender(&public, &chain).expect("encodes"),
             key,
             roots: roots.collect(),
-            revoked: HashMap::new(),
+            revoked: domains
+                .iter()
+                .map(|domain| (domain.clone(), Arc::new(RevokedKeys::new([], UnixMillis(u64::MAX)))))
+                .collect(),
             limits: Limits::default(),
             as_roots,
             state: None,
@@ -153,7 +156,8 @@ impl TestHub {
 
     /// Revokes these keys of a domain.
     pub(super) fn revoke(&mut self, domain: &Domain, hashes: &[[u8; 32]]) {
-        self.revoked.insert(domain.clone(), Arc::new(hashes.iter().copied().collect()));
+        let keys = RevokedKeys::new(hashes.iter().copied(), UnixMillis(u64::MAX));
+        self.revoked.insert(domain.clone(), Arc::new(keys));
     }
 
     /// Decides a request to the group; nothing changes.

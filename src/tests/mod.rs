@@ -1,6 +1,8 @@
 //! Tests of the house itself: who imports whom, and that rules, code and documentation keep in step.
 
+pub(crate) mod forged;
 mod layers;
+mod refusals;
 mod rules;
 mod source;
 mod switched_off;
