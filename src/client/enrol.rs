@@ -147,6 +147,7 @@ pub(super) fn new_state(device: &str, origin: Origin, settings: &ClientSettings)
         client: String::new(),
         key_packages: settings.key_packages,
         complete: false,
+        rejoin: false,
     };
     Ok(State {
         account,

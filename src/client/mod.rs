@@ -16,6 +16,7 @@
 
 mod connection;
 mod core;
+mod devices;
 pub mod enrol;
 mod error;
 mod event;
@@ -29,6 +30,7 @@ mod log;
 mod mls;
 mod outbox;
 mod outgoing;
+mod pairing;
 mod receive;
 mod removals;
 mod seal;
@@ -51,6 +53,7 @@ use tokio::time::Instant;
 
 use self::connection::Node;
 use self::core::{Core, Result};
+pub use self::devices::{Device, Pairing, PairingAnswer, Rejoined};
 pub use self::error::ClientError;
 pub use self::event::Event;
 pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};

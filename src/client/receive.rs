@@ -260,15 +260,15 @@ impl Core {
         if its > now && mls.pending_commit().is_some() {
             return Err(Unapplied::Waits(Need::OwnCommit));
         }
+        if its > now {
+            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
+        }
         if kind == "application" {
             return self.apply_application(group, entry, message, its);
         }
         if its < now {
             // Ours, or one that a Commit has overtaken.
             return Ok(Seen::new(kind, "old"));
-        }
-        if its > now {
-            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
         }
         if kind == "proposal" { self.apply_proposal(group, message) } else { self.apply_commit(group, entry, delivered, message) }
     }

@@ -126,6 +126,8 @@ pub(super) struct Account {
     pub(super) key_packages: u32,
     /// Whether the queue is made and KeyPackages are published.
     pub(super) complete: bool,
+    /// Whether the user's groups are still to be looked for (X6).
+    pub(super) rejoin: bool,
 }
 
 /// Where a client's user key and certificates are from.
@@ -395,6 +397,7 @@ pub(super) mod tests {
                 client: String::new(),
                 key_packages: 20,
                 complete: false,
+                rejoin: false,
             },
             queue: Some(Queue { id: QueueId([9; 16]), generation: 1, retiring: None, next: 5, acked: 4 }),
             key_packages: vec![KeptKeyPackage {

@@ -84,6 +84,13 @@ impl Client {
         if self.shared.upkeep.unattended {
             self.resync_lost(soon()).await?;
         }
+        if self.transact(|core| Ok(core.state.account.rejoin)).await? {
+            match self.rejoin_by(soon()).await {
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => tracing::debug!(%error, "the user's groups are joined later"),
+                Ok(_) => {}
+            }
+        }
         for done in [self.renew_leaves(soon()).await, self.retire(soon()).await] {
             match done {
                 Err(error @ ClientError::Fault(_)) => return Err(error),
