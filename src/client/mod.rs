@@ -63,6 +63,7 @@ use self::mls::{Leaf, Provider};
 use self::outbox::{Busy, NotConfirmed, Question};
 pub use self::state::GroupStatus;
 use self::state::{State, Store};
+pub use self::upkeep::Waiting;
 use crate::base::crypto::SigningKey;
 use crate::base::ids::{QueueId, RequestId};
 use crate::base::secret::Secret;

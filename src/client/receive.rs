@@ -563,8 +563,11 @@ impl Core {
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);
         let joined = self.join(group, entry, welcome, tree);
-        if matches!(joined, Err(Unapplied::Waits(_))) {
-            self.provider.replace_values(kept);
+        match &joined {
+            Err(Unapplied::Waits(_)) => self.provider.replace_values(kept),
+            // Somebody who can never say anything would stay in the group.
+            Err(Unapplied::Bad { .. }) => self.decline(group, &reference),
+            Ok(_) | Err(Unapplied::Fault(_)) => {}
         }
         joined
     }

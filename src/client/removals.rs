@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use openmls::prelude::KeyPackageRef;
 use rand::Rng as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -14,7 +15,7 @@ use super::Client;
 use super::core::{Core, Result};
 use super::error::ClientError;
 use super::outgoing::ds;
-use super::state::{GroupStatus, Plan};
+use super::state::{GroupStatus, Plan, Purpose};
 use crate::base::{ClientUri, Context as _, GroupUri, limits};
 use crate::wire::ds::{DsRequest, DsSenderId, GroupOnly, Propose};
 use crate::wire::error::ErrorCode;
@@ -47,6 +48,14 @@ impl Core {
         };
         let request = DsRequest::LeaveGroup(GroupOnly { group_id: group.to_bytes().into() });
         Ok(ds(DsSenderId::LeafIndex(index), request))
+    }
+
+    /// Has the hub remove the leaf that a Welcome to this KeyPackage made: the Welcome cannot be used, or is not wanted. The
+    /// caller saves.
+    pub(super) fn decline(&mut self, group: &GroupUri, reference: &KeyPackageRef) {
+        let request = DsRequest::LeaveGroup(GroupOnly { group_id: group.to_bytes().into() });
+        let service = ds(DsSenderId::KeyPackageRef(reference.as_slice().into()), request);
+        self.enqueue(group.hub(), &service, Purpose::Decline { group: group.to_string() }, None);
     }
 
     /// The hub has heard that this client's user leaves.

@@ -230,6 +230,8 @@ pub(super) enum Purpose {
     /// An external Commit. What OpenMLS stored for the group as it will be stays apart until the hub has accepted it.
     Join { group: String, epoch: u64, hash: [u8; 32], how: JoinHow, values: Vec<(Blob, Blob)> },
     Message { group: String, epoch: u64, hash: [u8; 32], text: String },
+    /// An invitation that cannot be used: the leaf that it made is to go.
+    Decline { group: String },
 }
 
 /// What a Commit does, so that it can be made anew when another one came first.
