@@ -130,7 +130,18 @@ enum Command {
         /// The group's URI, its local name, or the beginning of its id
         group: String,
     },
-    /// Join an open group, or one that another device of yours is in
+    /// List invitations that wait
+    Invitations {
+        /// Whether invitations wait for `join` or `decline` from now on
+        #[arg(long, value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+        hold: Option<bool>,
+    },
+    /// Decline an invitation that waits
+    Decline {
+        /// The group's URI
+        group: GroupUri,
+    },
+    /// Join a group: one that you are invited to, an open one, or one that another device of yours is in
     Join {
         /// The group's URI
         group: GroupUri,
@@ -379,6 +390,22 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             let group = find_group(client, json, &group).await?;
             client.delete_group(&group).await?;
             say(json, &json!({ "group": group.to_string() }), || format!("{group} is deleted"))
+        }
+        Command::Invitations { hold } => {
+            if let Some(hold) = hold {
+                client.hold_invitations(hold).await?;
+            }
+            for event in client.sync().await? {
+                say_event(json, &event)?;
+            }
+            for group in client.invitations().await? {
+                say(json, &json!({ "invitation": group.to_string() }), || format!("invited to {group}"))?;
+            }
+            Ok(())
+        }
+        Command::Decline { group } => {
+            client.decline(&group).await?;
+            say(json, &json!({ "declined": group.to_string() }), || format!("declined {group}"))
         }
         Command::Join { group } => {
             let epoch = client.join(&group).await?;

@@ -148,6 +148,7 @@ pub(super) fn new_state(device: &str, origin: Origin, settings: &ClientSettings)
         key_packages: settings.key_packages,
         complete: false,
         rejoin: false,
+        hold_invitations: false,
     };
     Ok(State {
         account,

@@ -26,10 +26,23 @@ use crate::wire::{decode, encode};
 pub(super) enum Need {
     /// What a domain publishes.
     Domain(Domain),
-    /// The tree for the Welcome to this KeyPackage.
-    Tree { sequence: u64, reference: KeyPackageRef, epoch: u64 },
+    /// The tree for a Welcome.
+    Tree(WaitingWelcome),
     /// The answer to the own pending Commit.
     OwnCommit,
+}
+
+/// A Welcome whose tree is not there yet.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingWelcome {
+    /// The entry's place in the queue.
+    pub(super) sequence: u64,
+    /// The KeyPackage that it is to.
+    pub(super) reference: KeyPackageRef,
+    /// The epoch that it begins.
+    pub(super) epoch: u64,
+    /// When it came, in milliseconds since 1970.
+    pub(super) arrived_at_ms: u64,
 }
 
 /// What came of an entry.
@@ -558,7 +571,8 @@ impl Core {
             return Err(Unapplied::Waits(Need::Domain(group.hub().clone())));
         }
         let Some(tree) = tree else {
-            return Err(Unapplied::Waits(Need::Tree { sequence: entry.sequence, reference, epoch: entry.epoch }));
+            let (sequence, epoch, arrived_at_ms) = (entry.sequence, entry.epoch, entry.arrived_at_ms);
+            return Err(Unapplied::Waits(Need::Tree(WaitingWelcome { sequence, reference, epoch, arrived_at_ms })));
         };
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);

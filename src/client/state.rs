@@ -128,6 +128,8 @@ pub(super) struct Account {
     pub(super) complete: bool,
     /// Whether the user's groups are still to be looked for (X6).
     pub(super) rejoin: bool,
+    /// Whether invitations wait for the user's word.
+    pub(super) hold_invitations: bool,
 }
 
 /// Where a client's user key and certificates are from.
@@ -400,6 +402,7 @@ pub(super) mod tests {
                 key_packages: 20,
                 complete: false,
                 rejoin: false,
+                hold_invitations: false,
             },
             queue: Some(Queue { id: QueueId([9; 16]), generation: 1, retiring: None, next: 5, acked: 4 }),
             key_packages: vec![KeptKeyPackage {
