@@ -62,6 +62,21 @@ pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 
 /// Certificates begin this long before they are made, for peers whose clocks are behind.
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
 
+/// How long a `credential_status` is worth something: after that a hub asks for it again (X1).
+pub const CREDENTIAL_STATUS_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// How long a list that cannot be renewed, because its domain does not answer, is used all the same.
+pub const CREDENTIAL_STATUS_STALE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// And after how long the domain is asked again in that case.
+pub const CREDENTIAL_STATUS_RETRY: Duration = Duration::from_secs(60);
+
+/// The largest `credential_status`, in octets.
+pub const CREDENTIAL_STATUS_BYTES_MAX: usize = 1024 * 1024;
+
+/// How often the revocations that are not applied, asked for or passed on are looked after.
+pub const CREDENTIAL_STATUS_INTERVAL: Duration = Duration::from_secs(2);
+
 // --- Groups ---
 
 /// The most leaves that any group can have: the ratchet tree, with its certificates, must fit one frame.
@@ -69,6 +84,12 @@ pub const GROUP_LEAVES_MAX: usize = 2_000;
 
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
+
+/// The largest GroupInfo, in octets, over the extensions of its GroupContext: ids, hashes, external_pub, signature.
+pub const GROUP_INFO_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+
+/// The largest proposal of a member (MLSMessage), in octets: a leaf node and its frame.
+pub const PROPOSAL_BYTES_MAX: usize = LEAF_NODE_BYTES_MAX + 1024;
 
 /// The largest application message (MLSMessage) that any hub can accept, in octets.
 pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -85,8 +106,17 @@ pub const FORMER_KEYS_MAX: usize = 64;
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
-/// The groups held in memory at once, by count; the least recently used one goes first.
-pub const HOT_GROUPS_MAX: usize = 1_024;
+/// The clients, and the groups, whose recent requests are counted at once.
+pub const RATE_KEYS_MAX: usize = 65_536;
+
+/// The rejected queue informations that wait to be looked into; the next message finds out about any more.
+pub const QUEUE_REJECTIONS_MAX: usize = 4_096;
+
+/// The groups that are looked up at once when leaves are to be removed.
+pub const GROUPS_AT_ONCE_MAX: u32 = 1_000;
+
+/// The deleted groups that go in one transaction.
+pub const PURGE_AT_ONCE_MAX: u64 = 16;
 
 /// How often a request is decided anew, because roots had to be fetched or its group changed under it.
 pub const DECISIONS_MAX: usize = 4;

@@ -445,7 +445,9 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
         Command::RenewQueue => {
             let generation = client.renew_queue().await?;
             say(json, &json!({ "generation": generation }), || {
-                format!("the queue's addresses are of generation {generation} now; older ones end when every hub has one of these")
+                format!(
+                    "the queue's addresses are of generation {generation} now; older ones end when every hub has one of these"
+                )
             })
         }
         Command::Whoami => {

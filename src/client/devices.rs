@@ -95,9 +95,8 @@ impl Client {
             .transact(move |core| {
                 let account = &core.state.account;
                 let user_key = SigningKey::from_pkcs8(&account.user_key.0)?;
-                let certificate =
-                    issue_client(&user_key, &account.user_certificate.0, &answered, request.client_key(), now)
-                        .map_err(|error| Fault::because("could not issue the new device's certificate", error))?;
+                let certificate = issue_client(&user_key, &account.user_certificate.0, &answered, request.client_key(), now)
+                    .map_err(|error| Fault::because("could not issue the new device's certificate", error))?;
                 let handover = Handover { user: core.user_secrets()?, client_certificate: certificate.into() };
                 let line = request.answer(&handover)?;
                 core.state.devices.insert(request.device().to_owned());
@@ -115,7 +114,10 @@ impl Client {
         let deadline = Instant::now() + settings.request_deadline;
         let store = Store::open(dir)?;
         let Some((mut state, values)) = store.load()? else {
-            return Err(ClientError::Invalid(format!("{} has asked for no pairing: `device request` comes first", dir.display())));
+            return Err(ClientError::Invalid(format!(
+                "{} has asked for no pairing: `device request` comes first",
+                dir.display()
+            )));
         };
         if state.account.complete {
             return Err(ClientError::Invalid(format!("{} already holds {}", dir.display(), state.account.client)));

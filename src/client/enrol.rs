@@ -77,13 +77,8 @@ impl Client {
                 return Err(ClientError::Untrusted("the node answered a new queue with something else".into()));
             };
             self.transact(move |core| {
-                core.state.queue = Some(Queue {
-                    id: created.queue_id,
-                    generation: created.generation,
-                    retiring: None,
-                    next: 1,
-                    acked: 0,
-                });
+                core.state.queue =
+                    Some(Queue { id: created.queue_id, generation: created.generation, retiring: None, next: 1, acked: 0 });
                 core.save()
             })
             .await?;
@@ -256,7 +251,8 @@ pub(super) fn name_user(account: &mut Account, roots: &AsRoots, certificate: Vec
 /// Refuses a name that no client's URI can carry, before anything is used up.
 pub(super) fn check_device_name(device: &str) -> Result<()> {
     let anyone: UserUri = "mimi://a.example/u/anyone".parse().context("a plain word is a name")?;
-    anyone.client(device).map(drop).map_err(|_| {
-        ClientError::Invalid(format!("{device:?} is no device name: want letters a-z, digits, '-', '_' and '.'"))
-    })
+    anyone
+        .client(device)
+        .map(drop)
+        .map_err(|_| ClientError::Invalid(format!("{device:?} is no device name: want letters a-z, digits, '-', '_' and '.'")))
 }

@@ -87,13 +87,7 @@ impl Client {
         }
     }
 
-    async fn try_to_join(
-        &self,
-        group: &GroupUri,
-        only_resync: bool,
-        kept: &mut Option<Held>,
-        deadline: Instant,
-    ) -> Result<u64> {
+    async fn try_to_join(&self, group: &GroupUri, only_resync: bool, kept: &mut Option<Held>, deadline: Instant) -> Result<u64> {
         for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let state = self.external_commit_info(group, deadline).await?;
             let made = self.make_join(group, state, only_resync, kept.as_ref(), deadline).await?;

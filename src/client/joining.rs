@@ -149,9 +149,8 @@ impl Core {
 
     /// Whether an entry of `epoch` has to wait until it is known whether an external Commit of ours was accepted.
     pub(super) fn waits_for_join(&self, group: &GroupUri, epoch: u64) -> bool {
-        self.pending_join(group).is_some_and(|join| {
-            !join.stale && matches!(join.purpose, Purpose::Join { epoch: ended, .. } if epoch > ended)
-        })
+        self.pending_join(group)
+            .is_some_and(|join| !join.stale && matches!(join.purpose, Purpose::Join { epoch: ended, .. } if epoch > ended))
     }
 
     /// Makes an external Commit on the group's `state`, and the request that carries it, in the place of the stale one that it
@@ -226,8 +225,7 @@ impl Core {
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         let values: Values = values.into_iter().map(|(key, value)| (key.0, value.0)).collect();
-        let mut fields =
-            json!({ "group": group, "request": request.to_string(), "commit": hex(&hash), "epoch": epoch + 1 });
+        let mut fields = json!({ "group": group, "request": request.to_string(), "commit": hex(&hash), "epoch": epoch + 1 });
         let won = match &answer {
             Ok(Reply::CommitAccepted(receipt)) => {
                 let joined = load(&Provider::with_values(values.clone()), &uri)?;
@@ -326,7 +324,13 @@ fn load(provider: &Provider, group: &GroupUri) -> Result<MlsGroup> {
 }
 
 /// As [`Core::receipt_is_good`], also for a group that is not taken up yet.
-pub(super) fn receipt_is_of(mls: &MlsGroup, group: &GroupUri, epoch: u64, hash: &[u8; 32], receipt: &crate::wire::Receipt) -> bool {
+pub(super) fn receipt_is_of(
+    mls: &MlsGroup,
+    group: &GroupUri,
+    epoch: u64,
+    hash: &[u8; 32],
+    receipt: &crate::wire::Receipt,
+) -> bool {
     let content = &receipt.content;
     *content.group_id == *group.to_bytes()
         && content.epoch == epoch

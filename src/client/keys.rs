@@ -40,9 +40,8 @@ impl Client {
             return Err(ClientError::Untrusted("the node answered a count with something else".into()));
         };
         let (now, remaining) = (self.shared.now(), self.shared.upkeep.key_package_remaining_min);
-        let (wanted, (fresh, fresh_last_resort)) = self
-            .transact(move |core| Ok((core.state.account.key_packages, core.key_packages_are_fresh(remaining, now))))
-            .await?;
+        let (wanted, (fresh, fresh_last_resort)) =
+            self.transact(move |core| Ok((core.state.account.key_packages, core.key_packages_are_fresh(remaining, now)))).await?;
         // Those that expire soon, or whose queue information ends with its generation, are replaced while they still serve.
         let missing = if fresh { wanted.saturating_sub(count.available) } else { wanted };
         let last_resort = count.last_resort == 0 || !fresh_last_resort;

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 
+pub(super) use openmls::ciphersuite::hash_ref::ProposalRef;
 use openmls::group::{
     CommitMessageBundle, GroupContext, GroupId, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
     PURE_PLAINTEXT_WIRE_FORMAT_POLICY, QueuedProposal, StagedCommit, StagedWelcome,
 };
 use openmls::prelude::{
     Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions, KeyPackage,
-    KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, LeafNodeParameters, Lifetime, MlsMessageBodyIn, MlsMessageIn, Proposal, ProtocolVersion,
-    RatchetTreeIn, RequiredCapabilitiesExtension, Sender, SenderRatchetConfiguration, UnknownExtension, Welcome,
+    KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, LeafNodeParameters, Lifetime, MlsMessageBodyIn, MlsMessageIn, Proposal,
+    ProtocolVersion, RatchetTreeIn, RequiredCapabilitiesExtension, Sender, SenderRatchetConfiguration, UnknownExtension, Welcome,
 };
-pub(super) use openmls::ciphersuite::hash_ref::ProposalRef;
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::OpenMlsProvider;
 use openmls_traits::signatures::{Signer, SignerError};

@@ -112,7 +112,13 @@ impl Default for Upkeep {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { resolver: Vec::new(), request_deadline: limits::CLIENT_REQUEST_DEADLINE, log: None, key_packages: 20, upkeep: Upkeep::default() }
+        Self {
+            resolver: Vec::new(),
+            request_deadline: limits::CLIENT_REQUEST_DEADLINE,
+            log: None,
+            key_packages: 20,
+            upkeep: Upkeep::default(),
+        }
     }
 }
 
@@ -408,11 +414,8 @@ impl Client {
             core.state.clock_offset_ms = shared.clock_offset_ms.load(Ordering::Relaxed);
             let result = core.run(work);
             let events = std::mem::take(&mut core.events);
-            let proposed = if events.iter().any(|event| matches!(event, Event::Proposed { .. })) {
-                core.uncovered()
-            } else {
-                Vec::new()
-            };
+            let proposed =
+                if events.iter().any(|event| matches!(event, Event::Proposed { .. })) { core.uncovered() } else { Vec::new() };
             if events.iter().any(|event| matches!(event, Event::MessagesLost { .. } | Event::Unprocessable { .. })) {
                 shared.chores_due.notify_one();
             }

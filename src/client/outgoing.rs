@@ -69,7 +69,13 @@ fn pending(rejection: &Rejection) -> Vec<Vec<u8>> {
 
 impl Core {
     /// Puts a request into the outbox, in the place of the stale one that it replaces. The caller saves.
-    pub(super) fn enqueue(&mut self, destination: &Domain, service: &Service, purpose: Purpose, replaces: Option<RequestId>) -> Outgoing {
+    pub(super) fn enqueue(
+        &mut self,
+        destination: &Domain,
+        service: &Service,
+        purpose: Purpose,
+        replaces: Option<RequestId>,
+    ) -> Outgoing {
         let outgoing = Outgoing {
             request: RequestId::random(),
             destination: destination.to_string(),
@@ -280,7 +286,8 @@ impl Core {
             return Err(ClientError::Invalid(format!("the hub is about to remove this client from {group}")));
         }
         let removed = |wanted: &dyn Fn(LeafNodeIndex, &ClientUri) -> bool| {
-            let members = mls::members(mls).into_iter().filter(|(index, client)| !covered.contains(index) && wanted(*index, client));
+            let members =
+                mls::members(mls).into_iter().filter(|(index, client)| !covered.contains(index) && wanted(*index, client));
             members.map(|(index, _)| index).collect::<Vec<_>>()
         };
         let (me, user) = (self.me.to_string(), self.me.user().to_string());

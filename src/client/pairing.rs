@@ -86,7 +86,8 @@ impl fmt::Debug for UserSecrets {
 pub(super) struct InvalidLine(&'static str);
 
 const NO_REQUEST: InvalidLine = InvalidLine("not a pairing request: want the whole line that `device request` printed");
-const NO_ANSWER: InvalidLine = InvalidLine("not the answer to this device's pairing request: want the whole line that `device add` printed");
+const NO_ANSWER: InvalidLine =
+    InvalidLine("not the answer to this device's pairing request: want the whole line that `device add` printed");
 const NO_BACKUP: InvalidLine = InvalidLine("not a backup: want the file that `backup` wrote");
 
 fn octets_of(line: &str, prefix: &str) -> Option<Vec<u8>> {

@@ -435,7 +435,9 @@ impl Core {
     fn is_own_commit(&self, group: &GroupUri, hash: &[u8; 32]) -> bool {
         let name = group.to_string();
         self.state.outbox.iter().any(|outgoing| match &outgoing.purpose {
-            Purpose::Commit { group, hash: own, .. } | Purpose::Join { group, hash: own, .. } => !outgoing.stale && *group == name && own == hash,
+            Purpose::Commit { group, hash: own, .. } | Purpose::Join { group, hash: own, .. } => {
+                !outgoing.stale && *group == name && own == hash
+            }
             _ => false,
         })
     }

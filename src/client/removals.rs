@@ -19,9 +19,9 @@ use super::outgoing::ds;
 use super::receive::Need;
 use super::state::{GroupStatus, Plan, Purpose};
 use crate::base::{ClientUri, Context as _, GroupUri, limits};
+use crate::wire::decode;
 use crate::wire::ds::{DsRequest, DsSenderId, GroupOnly, Propose};
 use crate::wire::error::ErrorCode;
-use crate::wire::decode;
 use crate::wire::qs::{Delivery, QueueEntry};
 use crate::wire::request::Service;
 

@@ -227,13 +227,33 @@ pub(super) struct Outgoing {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Purpose {
     KeyPackages,
-    CreateGroup { group: String },
-    Commit { group: String, epoch: u64, hash: [u8; 32], plan: Plan },
+    CreateGroup {
+        group: String,
+    },
+    Commit {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        plan: Plan,
+    },
     /// An external Commit. What OpenMLS stored for the group as it will be stays apart until the hub has accepted it.
-    Join { group: String, epoch: u64, hash: [u8; 32], how: JoinHow, values: Vec<(Blob, Blob)> },
-    Message { group: String, epoch: u64, hash: [u8; 32], text: String },
+    Join {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        how: JoinHow,
+        values: Vec<(Blob, Blob)>,
+    },
+    Message {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        text: String,
+    },
     /// An invitation that cannot be used: the leaf that it made is to go.
-    Decline { group: String },
+    Decline {
+        group: String,
+    },
 }
 
 /// What a Commit does, so that it can be made anew when another one came first.
@@ -251,7 +271,9 @@ pub(super) enum Plan {
     /// Clients' URIs.
     RemoveClients(Vec<String>),
     /// Whether users may join by themselves.
-    Policy { open: bool },
+    Policy {
+        open: bool,
+    },
     /// Remove everybody else, and then there is no group any more (S7).
     Delete,
 }

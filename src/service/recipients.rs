@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
 use super::Service;
+use super::removals::Rejected;
 use crate::base::crypto::sha256;
 use crate::base::limits::OPENED_QUEUE_INFORMATION_MAX;
 use crate::base::{Domain, UnixMillis};
@@ -77,23 +78,34 @@ impl Service {
             .then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
     }
 
-    /// What storage writes for one fan-out of our own DS.
-    pub(super) fn delivery_write(&self, fan_out: &FanOut, now: UnixMillis) -> DeliveryWrite {
+    /// What storage writes for the fan-outs of our own DS, and which leaf each local recipient is.
+    pub(super) fn deliveries(&self, fan_outs: &[FanOut], now: UnixMillis) -> (Vec<DeliveryWrite>, Addressed) {
+        let (writes, addressed) = fan_outs.iter().map(|fan_out| self.delivery(fan_out, now)).unzip();
+        (writes, Addressed(addressed))
+    }
+
+    fn delivery(&self, fan_out: &FanOut, now: UnixMillis) -> (DeliveryWrite, LocalLeaves) {
         let mut local = Vec::new();
+        let mut leaves = LocalLeaves::default();
         let mut remote: BTreeMap<&Domain, Vec<StoredRecipient>> = BTreeMap::new();
         for Recipient { leaf_index, queue } in &fan_out.recipients {
             if queue.domain == self.domain {
+                let leaf =
+                    Rejected { group: fan_out.group.clone(), leaf_index: *leaf_index, information: queue.information.clone() };
                 match self.open_recipient(&queue.information, &self.domain, now) {
-                    Some(recipient) => local.push(recipient),
-                    // The draft's invalid_client_queue_information; that it leads to a Remove (S12) is a later part.
-                    None => tracing::info!(group = %fan_out.group, leaf_index, "a member's queue information is not valid"),
+                    Some(recipient) => {
+                        local.push(recipient);
+                        leaves.opened.push(leaf);
+                    }
+                    // The draft's invalid_client_queue_information (S14).
+                    None => leaves.unopened.push(leaf),
                 }
             } else {
                 let information = queue.information.as_slice().into();
                 remote.entry(&queue.domain).or_default().push(StoredRecipient { leaf_index: *leaf_index, information });
             }
         }
-        DeliveryWrite {
+        let write = DeliveryWrite {
             hub: self.domain.clone(),
             group_id: fan_out.group.to_string(),
             epoch: fan_out.epoch,
@@ -101,7 +113,8 @@ impl Service {
             now,
             local,
             remote: remote.into_iter().map(|(domain, recipients)| (domain.clone(), encode(&List::from(recipients)))).collect(),
-        }
+        };
+        (write, leaves)
     }
 
     /// Wakes whoever waits for what was just written.
@@ -112,6 +125,29 @@ impl Service {
                 self.wake_lane(domain);
             }
         }
+    }
+}
+
+/// The leaves that the local recipients of some deliveries are, for what their queues say to it.
+pub(super) struct Addressed(Vec<LocalLeaves>);
+
+#[derive(Default)]
+struct LocalLeaves {
+    /// In the order of the delivery's local recipients.
+    opened: Vec<Rejected>,
+    /// Those whose information cannot be opened, or is not for us.
+    unopened: Vec<Rejected>,
+}
+
+impl Addressed {
+    /// The leaves whose queues did not take their delivery (S12): `taken` is what storage says, per delivery and local recipient.
+    pub(super) fn rejected(self, taken: &[Vec<bool>]) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        for (leaves, taken) in self.0.into_iter().zip(taken) {
+            rejected.extend(leaves.unopened);
+            rejected.extend(leaves.opened.into_iter().zip(taken).filter(|(_, taken)| !**taken).map(|(leaf, _)| leaf));
+        }
+        rejected
     }
 }
 

@@ -4,9 +4,9 @@
 
 use sqlx::Row as _;
 
-use super::answers::{Known, RequestKey};
+use super::answers::{Known, RequestKey, StoredAnswer};
 use super::deliveries::{DeliveryWrite, LocalRecipient};
-use super::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
+use super::groups::{AcceptRequest, Acceptance, GroupChange, MemberRow, WriteSnapshot};
 use super::lanes::{ArrivedFrame, DropFrames, TakeFrames, Taken};
 use super::queues::{AckEntries, CreateQueue, DeleteQueue};
 use super::*;
@@ -64,9 +64,7 @@ fn accept(number: u8, revision: Option<u64>, deliveries: Vec<DeliveryWrite>) -> 
     let head = Head::default().to_record().expect("a record");
     let change = GroupChange { head, group_info: Some(vec![1]), ..GroupChange::default() };
     AcceptRequest {
-        key: key(number, number),
-        response: vec![number],
-        answer_expires_at: NOW,
+        answer: Some(StoredAnswer { key: key(number, number), response: vec![number], expires_at: NOW }),
         group_id: GROUP.to_owned(),
         revision,
         change: revision.is_none().then_some(change),
@@ -114,7 +112,10 @@ async fn a_request_is_accepted_once_with_its_answer_and_its_deliveries() {
     // The same request again, the same id with other content, and one decided on an older state.
     let again = storage.write(accept(2, Some(0), both.clone())).await.expect("answered");
     assert_eq!(again, Acceptance::Known(Known::Answered(vec![2])));
-    let other = AcceptRequest { key: key(2, 9), ..accept(2, Some(0), both.clone()) };
+    let other = AcceptRequest {
+        answer: Some(StoredAnswer { key: key(2, 9), response: vec![2], expires_at: NOW }),
+        ..accept(2, Some(0), both.clone())
+    };
     assert_eq!(storage.write(other).await.expect("answered"), Acceptance::Known(Known::OtherContent));
     assert_eq!(storage.write(accept(3, Some(7), both.clone())).await.expect("answered"), Acceptance::Conflict);
     assert_eq!(storage.write(accept(4, None, Vec::new())).await.expect("answered"), Acceptance::Conflict, "the id is taken");
@@ -299,10 +300,13 @@ async fn a_group_state_reads_back_as_it_was_written() {
         client: "mimi://a.test/d/alice/phone".parse().expect("a client"),
         queue: crate::ds::QueueAddress { domain: domain("a.test"), information: vec![5] },
         joined_epoch: 0,
+        user_key_hash: [6; 32],
+        heard_at_ms: 7,
+        not_after_ms: 8,
     };
     let mut create = accept(1, None, Vec::new());
     if let Some(change) = &mut create.change {
-        change.set = vec![(0, member.to_record().expect("a record")), (3, member.to_record().expect("a record"))];
+        change.set = vec![(0, MemberRow::of(&member).expect("a row")), (3, MemberRow::of(&member).expect("a row"))];
     }
     storage.write(create).await.expect("written");
     let uri = GROUP.parse().expect("a group");

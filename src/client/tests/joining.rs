@@ -8,7 +8,8 @@ use super::*;
 /// What the hub answers `external_commit_info`.
 fn state_of(party: &Party, group: &GroupUri) -> GroupState {
     let mls = &party.core.groups[group];
-    let info = mls.export_group_info(openmls_traits::OpenMlsProvider::crypto(&party.core.provider), &party.core.leaf.signer(), false);
+    let info =
+        mls.export_group_info(openmls_traits::OpenMlsProvider::crypto(&party.core.provider), &party.core.leaf.signer(), false);
     GroupState { group_info: info.expect("is made").to_bytes().expect("encodes").into(), ..tree_of(party, group) }
 }
 

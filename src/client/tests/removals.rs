@@ -84,9 +84,7 @@ fn what_the_hub_removes_already_is_not_removed_twice() {
 fn a_refusal_brings_the_proposals_that_the_next_commit_carries() {
     let (a, _b, mut alice, bob, group) = pair();
     let made = alice.core.make_message(&group, "hello".into(), None).expect("is made");
-    let pending = crate::wire::error::PendingProposals {
-        proposals: vec![Opaque::from(remove(&a, &alice, &bob, &group))].into(),
-    };
+    let pending = crate::wire::error::PendingProposals { proposals: vec![Opaque::from(remove(&a, &alice, &bob, &group))].into() };
     let refused = Err(Rejection { code: ErrorCode::PendingProposals, detail: encode(&pending).into() });
     assert!(matches!(alice.core.settle_message(made.request, refused), Ok(MessageOutcome::Proposals)));
     assert!(alice.core.should_cover(&group));
