@@ -26,6 +26,11 @@ pub mod recipients;
 pub mod route;
 pub mod wakeups;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use tokio::sync::watch;

@@ -180,7 +180,7 @@ impl Service {
         }
     }
 
-    async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
+    pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
         match decode(frame) {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {

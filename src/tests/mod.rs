@@ -3,3 +3,5 @@
 mod layers;
 mod rules;
 mod source;
+mod switched_off;
+mod unit_tests;
