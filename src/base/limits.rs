@@ -70,6 +70,12 @@ pub const GROUP_LEAVES_MAX: usize = 2_000;
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
 
+/// The largest GroupInfo, in octets, over the extensions of its GroupContext: ids, hashes, external_pub, signature.
+pub const GROUP_INFO_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+
+/// The largest proposal of a member (MLSMessage), in octets: a leaf node and its frame.
+pub const PROPOSAL_BYTES_MAX: usize = LEAF_NODE_BYTES_MAX + 1024;
+
 /// The largest application message (MLSMessage) that any hub can accept, in octets.
 pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 

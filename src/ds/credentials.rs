@@ -1,6 +1,7 @@
 //! Whose leaf is it: every credential is checked when its leaf enters (R8).
 
 use super::{Hub, Refusal};
+use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain};
 use crate::identity::chain::{ClientIdentity, claimed_client, validate_client_chain};
 use crate::mls::credential::LeafClaim;
@@ -12,7 +13,7 @@ use crate::base::limits::QUEUE_INFORMATION_BYTES_MAX;
 
 /// DS-020 (R8): the chain leads to an AS root of the domain in the client's name, is valid now, and certifies the leaf's key.
 pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentity, Refusal> {
-    let refused = || Rejection::from(ErrorCode::InvalidCredential);
+    let refused = || Rejection::from(answer("DS-020", ErrorCode::InvalidCredential, ErrorCode::Internal));
     let claimed = claimed_client(&claim.chain).map_err(|_| refused())?;
     let Some(roots) = hub.roots.get(claimed.domain()) else {
         return Err(Refusal::NeedsRoots(vec![claimed.domain().clone()]));
@@ -20,6 +21,10 @@ pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentit
     let identity = validate_client_chain(&claim.chain, roots, hub.now).map_err(|_| refused())?;
     if identity.public_key != claim.signature_key {
         return Err(refused().into());
+    }
+    // DS-019 (X1): no leaf enters with a revoked key, its own or its user's.
+    if on("DS-019") && hub.revoked.get(identity.client.domain()).is_some_and(|keys| keys.revokes(&identity)) {
+        return Err(ErrorCode::InvalidCredential.into());
     }
     Ok(identity)
 }
@@ -34,7 +39,7 @@ pub(super) fn identify_all<'a>(
     for claim in claims {
         match identify(hub, claim) {
             Ok(identity) => identities.push(identity),
-            Err(Refusal::NeedsRoots(domains)) => missing.extend(domains),
+            Err(Refusal::NeedsRoots(domains)) if on("DS-021") => missing.extend(domains),
             Err(rejected) => return Err(rejected),
         }
     }
@@ -45,9 +50,11 @@ pub(super) fn identify_all<'a>(
 
 /// DS-022 (S15): the queue is in the domain of the leaf's credential, and its information is there and not too large.
 pub(super) fn queue_of(client: &ClientUri, config: &ClientQueueConfig) -> Result<QueueAddress, Rejection> {
-    let domain = Domain::from_bytes(&config.qs_domain).map_err(|_| Rejection::from(ErrorCode::InvalidQueueConfig))?;
+    let domain = Domain::from_bytes(&config.qs_domain)
+        .map_err(|_| Rejection::from(answer("DS-022", ErrorCode::InvalidQueueConfig, ErrorCode::Internal)))?;
     let information = config.client_queue_information.to_vec();
-    if &domain != client.domain() || information.is_empty() || information.len() > QUEUE_INFORMATION_BYTES_MAX {
+    let bounded = !information.is_empty() && information.len() <= QUEUE_INFORMATION_BYTES_MAX;
+    if on("DS-022") && (&domain != client.domain() || !bounded) {
         return Err(ErrorCode::InvalidQueueConfig.into());
     }
     Ok(QueueAddress { domain, information })

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Authenticated, GroupState, Hub, Outcome, Refusal, Sender, commit, create, message, queue_info, sender};
+use super::{Accepted, Decision, GroupState, Hub, Outcome, Refusal, Sender, create, decide, needs_tree, sender};
 use crate::base::crypto::SigningKey;
 use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
@@ -81,10 +81,6 @@ impl TestHub {
         self.state.as_ref().expect("the group is made")
     }
 
-    fn tree(&self) -> &Tree {
-        self.tree.as_ref().expect("the group is made")
-    }
-
     pub(super) fn create(&mut self, creator: &mut TestClient) -> Result<(), Refusal> {
         let request = self.creation(creator);
         self.try_create(&request, creator.uri.domain())
@@ -112,38 +108,39 @@ impl TestHub {
     }
 
     /// Verifies a request as the node does.
-    pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Authenticated, Refusal> {
-        match sender::authenticate(self.state(), request, ds_message(request), through)? {
-            Sender::Member(sender) => Ok(sender),
-            Sender::Former { refused, .. } => Err(refused.into()),
+    pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Sender, Refusal> {
+        sender::authenticate(&self.hub(), self.state(), request, ds_message(request), through)
+    }
+
+    /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome.
+    pub(super) fn ask(&mut self, request: &ClientRequest, through: &Domain) -> Result<Outcome, Refusal> {
+        match self.decide(request, through)? {
+            Decision::Outcome(mut outcome) => {
+                self.apply(&mut outcome);
+                Ok(outcome)
+            }
+            Decision::Commit(accepted) => {
+                let Accepted { mut outcome, update } = *accepted;
+                self.log.push(update.record.clone());
+                self.apply(&mut outcome);
+                self.tree.as_mut().expect("the group is made").merge(update, false).expect("merges");
+                Ok(outcome)
+            }
+            Decision::WelcomeInfo { .. } | Decision::ExternalCommitInfo => {
+                Ok(Outcome { reply: crate::wire::Reply::Done, change: None, fan_out: Vec::new() })
+            }
         }
     }
 
-    /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome's deliveries and reply.
-    pub(super) fn ask(&mut self, request: &ClientRequest, through: &Domain) -> Result<Outcome, Refusal> {
+    /// Decides a request to the group; nothing changes.
+    pub(super) fn decide(&mut self, request: &ClientRequest, through: &Domain) -> Result<Decision, Refusal> {
         let sender = self.authenticate(request, through)?;
-        let (kind, update) = match &ds_message(request).request {
-            DsRequest::SendMessage(body) => {
-                let mut outcome = message::decide(&self.hub(), self.state(), &sender, body)?;
-                self.apply(&mut outcome);
-                return Ok(outcome);
-            }
-            DsRequest::UpdateQueueInfo(body) => {
-                let mut outcome = queue_info::decide(self.state(), &sender, body)?;
-                self.apply(&mut outcome);
-                return Ok(outcome);
-            }
-            DsRequest::AddUsers(body) => (commit::Kind::AddUsers(&body.welcomes), &body.group_update),
-            DsRequest::RemoveUsers(body) => (commit::Kind::RemoveUsers, &body.group_update),
-            DsRequest::UpdateClient(body) => (commit::Kind::UpdateClient, &body.group_update),
-            _ => unreachable!("the tests ask nothing else"),
-        };
-        let commit::Accepted { mut outcome, update } =
-            commit::decide(&self.hub(), self.state(), self.tree(), &sender, kind, update)?;
-        self.log.push(update.record.clone());
-        self.apply(&mut outcome);
-        self.tree.as_mut().expect("the group is made").merge(update, false).expect("merges");
-        Ok(outcome)
+        let message = ds_message(request);
+        let mut tree = self.tree.take();
+        let given = if needs_tree(&message.request) { tree.as_mut() } else { None };
+        let decision = decide(&self.hub(), self.state(), given, &sender, message);
+        self.tree = tree;
+        decision
     }
 
     fn apply(&mut self, outcome: &mut Outcome) {

@@ -7,23 +7,13 @@ use super::recipients::Wake;
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
 use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
-use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
+use crate::ds::{self, Decision, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
 use crate::mls::StagedUpdate;
 use crate::storage::answers::RequestKey;
 use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
 use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
 use crate::wire::reply::GroupState as GroupStateReply;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
-
-/// What a decision came to.
-enum Decided {
-    /// To be written.
-    Outcome(Box<Outcome>),
-    /// To be written, and merged into the tree afterwards.
-    Commit(Box<ds::commit::Accepted>),
-    /// Nothing to write: the tree of this epoch is the answer.
-    TreeOf(u64),
-}
 
 /// How one try ended that did not fail.
 enum Tried {
@@ -44,13 +34,8 @@ impl Service {
         for _ in 0..DECISIONS_MAX {
             let tried = match &message.request {
                 DsRequest::CreateGroup(body) => self.try_create(request, message, body, through).await?,
-                DsRequest::AddUsers(_)
-                | DsRequest::RemoveUsers(_)
-                | DsRequest::UpdateClient(_)
-                | DsRequest::SendMessage(_)
-                | DsRequest::UpdateQueueInfo(_)
-                | DsRequest::WelcomeInfo(_) => self.try_existing(request, message, through).await?,
-                _ => return Err(ErrorCode::Unsupported.into()),
+                DsRequest::ListGroups | DsRequest::ExternalCommitInfo(_) => return Err(ErrorCode::Unsupported.into()),
+                _ => self.try_existing(request, message, through).await?,
             };
             match tried {
                 Tried::Answered(response) => return Ok(response),
@@ -85,6 +70,7 @@ impl Service {
             Ok(created) => created,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
         let key = RequestKey::new(&created.sender_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
@@ -135,12 +121,16 @@ impl Service {
             // DS-013: this hub has such a group.
             return Err(ErrorCode::UnknownGroup.into());
         };
-        let sender = ds::sender::authenticate(state, request, message, through)?;
-        let key = RequestKey::new(sender.key(), request.content.request_id, request.content.digest());
-        let decision = match &sender {
-            Sender::Member(sender) => self.decide(&mut group, &uri, sender, request, message, now).await,
-            Sender::Former { refused, .. } => Err((*refused).into()),
+        let roots = self.directory.roots();
+        let revoked = self.directory.revoked();
+        let sender = match ds::sender::authenticate(&self.hub(now, &roots, &revoked), state, request, message, through) {
+            Ok(sender) => sender,
+            Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
+            Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
+        let key = RequestKey::new(sender.key(), request.content.request_id, request.content.digest());
+        let decision = self.decide(&mut group, &uri, &sender, request, message, now).await;
         let decided = match decision {
             Ok(decided) => decided,
             Err(refusal) => {
@@ -155,9 +145,10 @@ impl Service {
             }
         };
         match decided {
-            Decided::TreeOf(epoch) => self.tree_reply(&group, &uri, epoch).await.map(Tried::Answered),
-            Decided::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
-            Decided::Commit(accepted) => {
+            Decision::WelcomeInfo { epoch } => self.tree_reply(&group, &uri, epoch).await.map(Tried::Answered),
+            Decision::ExternalCommitInfo => Err(ErrorCode::Unsupported.into()),
+            Decision::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
+            Decision::Commit(accepted) => {
                 let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await
             }
@@ -168,37 +159,25 @@ impl Service {
         &self,
         group: &mut HotGroup,
         uri: &GroupUri,
-        sender: &Authenticated,
+        sender: &Sender,
         request: &ClientRequest,
         message: &DsMessage,
         now: UnixMillis,
-    ) -> Result<Decided, Undecided> {
+    ) -> Result<Decision, Undecided> {
         Self::check_time(&request.content, now)?;
-        let kind = match &message.request {
-            DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),
-            DsRequest::RemoveUsers(body) => Some((ds::commit::Kind::RemoveUsers, &body.group_update)),
-            DsRequest::UpdateClient(body) => Some((ds::commit::Kind::UpdateClient, &body.group_update)),
-            _ => None,
-        };
-        // A Commit for another epoch is told so before the tree is loaded.
-        if let (Some((_, update)), Some(state)) = (&kind, &group.state) {
-            ds::commit::check_frame(state, update)?;
-            group.load_tree(&self.storage, uri).await?;
-        }
-        let state = group.state.as_ref().context("a loaded group has no state")?;
         let roots = self.directory.roots();
         let revoked = self.directory.revoked();
         let hub = self.hub(now, &roots, &revoked);
-        if let Some((kind, update)) = kind {
-            let tree = &group.tree.as_ref().context("a loaded group has no tree")?.tree;
-            return Ok(Decided::Commit(Box::new(ds::commit::decide(&hub, state, tree, sender, kind, update)?)));
+        if let Some(state) = &group.state {
+            ds::check_without_tree(&hub, state, &message.request)?;
         }
-        Ok(match &message.request {
-            DsRequest::SendMessage(body) => Decided::Outcome(Box::new(ds::message::decide(&hub, state, sender, body)?)),
-            DsRequest::UpdateQueueInfo(body) => Decided::Outcome(Box::new(ds::queue_info::decide(state, sender, body)?)),
-            DsRequest::WelcomeInfo(body) => Decided::TreeOf(ds::join::decide(state, sender, message, body)?),
-            _ => return Err(ErrorCode::Unsupported.into()),
-        })
+        if ds::needs_tree(&message.request) {
+            group.load_tree(&self.storage, uri).await?;
+        }
+        let HotGroup { state, tree } = group;
+        let state = state.as_ref().context("a loaded group has no state")?;
+        let tree = tree.as_mut().map(|hot| &mut hot.tree);
+        Ok(ds::decide(&hub, state, tree, sender, message)?)
     }
 
     fn hub<'a>(
@@ -334,6 +313,7 @@ impl From<Refusal> for Undecided {
         match refusal {
             Refusal::Rejected(rejection) => Self::Failed(rejection.into()),
             Refusal::NeedsRoots(domains) => Self::NeedsRoots(domains),
+            Refusal::Failed(fault) => Self::Failed(fault.into()),
         }
     }
 }

@@ -299,6 +299,9 @@ async fn a_group_state_reads_back_as_it_was_written() {
         client: "mimi://a.test/d/alice/phone".parse().expect("a client"),
         queue: crate::ds::QueueAddress { domain: domain("a.test"), information: vec![5] },
         joined_epoch: 0,
+        user_key_hash: [6; 32],
+        heard_at_ms: 7,
+        not_after_ms: 8,
     };
     let mut create = accept(1, None, Vec::new());
     if let Some(change) = &mut create.change {

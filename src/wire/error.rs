@@ -215,6 +215,11 @@ impl Rejection {
         Self::with(ErrorCode::RateLimited, &RetryAfter { retry_after_ms })
     }
 
+    /// [`ErrorCode::PendingProposals`], with MLSMessages of the DS's Removes.
+    pub fn pending_proposals(proposals: List<Opaque>) -> Self {
+        Self::with(ErrorCode::PendingProposals, &PendingProposals { proposals })
+    }
+
     /// [`ErrorCode::UnreachableDomain`].
     pub fn unreachable(why: UnreachableReason, sent: Sent) -> Self {
         Self::with(ErrorCode::UnreachableDomain, &UnreachableDomain { why, sent })
