@@ -92,11 +92,11 @@ fn commits(world: &mut World, per_window: u32) -> (Duration, Duration) {
         for round in 0..per_window {
             let commit = world.next_update();
             if round % 2 == 0 {
-                ours += timed(|| world.decide(&commit.frame));
+                ours += timed(|| drop(world.decide(&commit.frame, false)));
             }
             theirs += timed(|| world.follow_bare(&commit.octets));
             if round % 2 == 1 {
-                ours += timed(|| world.decide(&commit.frame));
+                ours += timed(|| drop(world.decide(&commit.frame, false)));
             }
         }
         // The first one warms up.
@@ -111,9 +111,9 @@ fn commits(world: &mut World, per_window: u32) -> (Duration, Duration) {
 /// A message of leaf 0 in `epoch`: what it costs, and its recipients.
 fn messages(world: &mut World, epoch: u64) -> (Duration, usize) {
     let frame = world.message(epoch);
-    let recipients = world.decide_message(&frame);
+    let (recipients, _) = world.decide(&frame, false);
     let cost = measure(200, || {
-        world.decide_message(&frame);
+        world.decide(&frame, false);
     });
     (cost, recipients)
 }

@@ -90,7 +90,13 @@ impl Tree {
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;
-        Ok(NewTree { tree: Self { group, record_octets: snapshot.len(), learned: Vec::new() }, leaf, not_after, context, snapshot })
+        Ok(NewTree {
+            tree: Self { group, record_octets: snapshot.len(), learned: Vec::new() },
+            leaf,
+            not_after,
+            context,
+            snapshot,
+        })
     }
 
     /// The epoch of this state.
