@@ -190,7 +190,7 @@ mod tests {
         let check = |enrolled, revoked: Option<&RevokedKeys>| {
             check_account(&alice, enrolled, revoked).map_err(|rejection| rejection.code)
         };
-        let (user_key, other) = (RevokedKeys::from_iter([alice.user_key_hash]), RevokedKeys::from_iter([[1; 32]]));
+        let (user_key, other) = (RevokedKeys::new([alice.user_key_hash], UnixMillis(u64::MAX)), RevokedKeys::new([[1; 32]], UnixMillis(u64::MAX)));
         assert_eq!(check(enrolled, None), Ok(()));
         assert_eq!(check(enrolled, Some(&other)), Ok(()));
         let invalid = Err(ErrorCode::InvalidCredential);

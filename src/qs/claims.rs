@@ -205,9 +205,9 @@ mod tests {
         assert_eq!(asked(&request, None, None, now), invalid);
         assert_eq!(asked(&request, Some(&roots), None, now.plus(Duration::from_secs(400 * 86_400))), invalid, "expired");
         for revoked in [asker.user_key_hash, key_hash(&asker.public_key)] {
-            assert_eq!(asked(&request, Some(&roots), Some(&RevokedKeys::from_iter([revoked])), now), invalid);
+            assert_eq!(asked(&request, Some(&roots), Some(&RevokedKeys::new([revoked], UnixMillis(u64::MAX))), now), invalid);
         }
-        assert!(asked(&request, Some(&roots), Some(&RevokedKeys::from_iter([[1; 32]])), now).is_ok());
+        assert!(asked(&request, Some(&roots), Some(&RevokedKeys::new([[1; 32]], UnixMillis(u64::MAX))), now).is_ok());
 
         let claim = KeysRequest::Claim(ClaimKeyPackages { user: Opaque::default(), ciphersuite: 1 });
         assert_eq!(check_asked(&asker, &KeysRequest::Count, &domain("a.test")), Err(ErrorCode::NotAuthorized.into()));

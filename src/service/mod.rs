@@ -68,10 +68,10 @@ pub struct Service {
     groups: HotGroups,
     opened: OpenedInformations,
     waiters: QueueWaiters,
-    claims: Claims,
     rejections: Rejections,
     rates: RequestRates,
     status_work: StatusWork,
+    claims: Claims,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -150,10 +150,10 @@ impl Service {
             directory,
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
-            claims: Claims::default(),
             rejections: Rejections::default(),
             rates,
             status_work: StatusWork::at_start(),
+            claims: Claims::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))
