@@ -141,6 +141,27 @@ pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
 /// The sealed queue informations whose opened form is kept (opening costs an HPKE decapsulation).
 pub const OPENED_QUEUE_INFORMATION_MAX: usize = 65_536;
 
+/// The most groups of one hub that a queue holds a `messages_lost` of (X4).
+pub const QUEUE_MARKERS_PER_HUB_MAX: u64 = 10_000;
+
+/// The most groups of one hub that a KeyPackage of last resort brings its client into (X3).
+pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
+
+/// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
+pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
+
+/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
+pub const CLAIM_COUNTS_MAX: usize = 65_536;
+
+/// The most users and domains that one user may block (X5).
+pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
+
+/// How many queues, of those that hold old entries, one look finds.
+pub const AGED_QUEUES_AT_ONCE_MAX: usize = 1_000;
+
+/// How many old entries of a queue become markers in one transaction.
+pub const AGED_ENTRIES_AT_ONCE_MAX: u64 = 1_000;
+
 // --- Lanes ---
 
 /// The most frames in one lane batch to one peer, over all lanes.
