@@ -24,6 +24,9 @@ async fn a_client_publishes_its_own_key_packages() {
     let bob = node.device("bob@b.test").await;
     let config = node.invite_config(&alice, false).await;
     let often = node.invite_config(&alice, true).await;
+    let (bound, unsealed) = (node.queue_config(&alice).await, alice.opaque_queue());
+    let of_carol = node.invite_config(&carol, false).await;
+    let elsewhere = bob.opaque_queue();
     let make = |config, extensions: &[Extension], now| {
         let extensions_known = vec![0xF0C0, EXTENSION_LAST_RESORT];
         let capabilities = Capabilities { extensions: extensions_known, ..Capabilities::default() };
@@ -49,12 +52,10 @@ async fn a_client_publishes_its_own_key_packages() {
     refuses("QS-013", publish(&[], Some(good())), ErrorCode::InvalidKeyPackage).await;
     refuses("QS-014", publish(&[make(Some(&config), &[], nearly)], None), ErrorCode::InvalidKeyPackage).await;
     refuses("QS-015", publish(&[make(None, &[], now)], None), ErrorCode::InvalidQueueConfig).await;
-    let elsewhere = bob.opaque_queue();
     refuses("QS-015", publish(&[make(Some(&elsewhere), &[], now)], None), ErrorCode::InvalidQueueConfig).await;
-    for unfit in [often, node.queue_config(&alice).await, alice.opaque_queue()] {
-        refuses("QS-017", publish(&[make(Some(&unfit), &[], now)], None), ErrorCode::InvalidQueueConfig).await;
+    for unfit in [&often, &bound, &unsealed] {
+        refuses("QS-017", publish(&[make(Some(unfit), &[], now)], None), ErrorCode::InvalidQueueConfig).await;
     }
-    let of_carol = node.invite_config(&carol, false).await;
     refuses("QS-018", publish(&[make(Some(&of_carol), &[], now)], None), ErrorCode::InvalidQueueConfig).await;
     let first = good();
     let request = alice.keys_request(alice.domain(), publish(std::slice::from_ref(&first), Some(last_resort)));
