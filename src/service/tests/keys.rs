@@ -15,7 +15,7 @@ fn publish(packages: &[Vec<u8>], last_resort: Option<Vec<u8>>) -> KeysRequest {
     KeysRequest::Publish(PublishKeyPackages { key_packages, last_resort: last_resort.map(Opaque::from) })
 }
 
-// covers QS-010, QS-011, QS-012, QS-013, QS-014, QS-015, QS-016, QS-017, QS-018, QS-030, QS-031
+// covers QS-010, QS-011, QS-012, QS-013, QS-014, QS-015, QS-016, QS-017, QS-018, QS-030
 #[tokio::test]
 async fn a_client_publishes_its_own_key_packages() {
     let limits = crate::base::limits::Limits { key_packages_per_client_max: 2, ..Default::default() };
