@@ -58,7 +58,7 @@ pub fn decide(
     if on("DS-033") && !request.is_signed_by(&sender_key) {
         return Err(ErrorCode::BadSignature.into());
     }
-    // Compared first: a name that somebody merely claims must not make this hub look for that domain.
+    // DS-012: a domain speaks for its own users only. Compared first: a name that somebody merely claims must not make this hub look for that domain.
     if on("DS-012") && claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
         return Err(ErrorCode::NotAuthorized.into());
     }
@@ -67,7 +67,6 @@ pub fn decide(
     if on("DS-012") && identity.client.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    // DS-034 (S6): the GroupInfo is valid, of epoch 0, with one leaf and the DS in its external_senders.
     let created = Tree::create(&body.group_id, &body.group_info, hub.context_rules())?;
     // DS-035 (S6): its only leaf has the KeyPackage's credential and key.
     if on("DS-035") && created.leaf != key_package.claim {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use openmls::group::PublicGroup;
 use openmls::prelude::{LeafNode, LeafNodeIndex, Proposal, ProposalOrRefType, Sender, StagedCommit};
 
+use openmls::treesync::LeafNodeSource;
+
 use super::credential::LeafClaim;
 use super::key_package::{ValidKeyPackage, capabilities_are_interoperable, examine};
 use super::policy::{ContextFacts, ContextRules, check_required, examine_context};
@@ -24,6 +26,9 @@ pub struct Changes {
     pub removed_by_ds: BTreeSet<u32>,
     /// New leaf nodes of leaves that stay, by path or Update.
     pub updated: BTreeMap<u32, LeafClaim>,
+    /// Those of them whose credential and signature key are the ones of the leaf before, itself not out of a KeyPackage: nothing
+    /// about who they are is new.
+    pub same_identity: BTreeSet<u32>,
     /// The leaf that an external Commit brings, with the index where it will land.
     pub joined: Option<(u32, LeafClaim)>,
     /// Whether the Commit has a path.
@@ -63,7 +68,7 @@ impl Changes {
                     changes.removed_by_ds.insert(remove.removed().u32());
                 }
                 (Proposal::Update(update), Sender::Member(index)) => {
-                    changes.updated.insert(index.u32(), examine_leaf(update.leaf_node(), ErrorCode::InvalidCommit)?);
+                    changes.update(group, *index, update.leaf_node())?;
                 }
                 (Proposal::ExternalInit(_), Sender::NewMemberCommit) => changes.external_inits += 1,
                 (Proposal::GroupContextExtensions(_), _) if by_value => replaces_context = true,
@@ -75,7 +80,7 @@ impl Changes {
         changes.has_path = path_leaf.is_some();
         let joining = match (path_leaf, sender) {
             (Some(leaf), Sender::Member(index)) => {
-                changes.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
+                changes.update(group, *index, leaf)?;
                 None
             }
             (Some(leaf), _) => Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?),
@@ -88,6 +93,19 @@ impl Changes {
             changes.context = Some(examine_context(staged.group_context(), rules, ErrorCode::InvalidCommit)?);
         }
         Ok(changes)
+    }
+
+    fn update(&mut self, group: &PublicGroup, index: LeafNodeIndex, leaf: &LeafNode) -> Result<(), Rejection> {
+        self.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
+        let is_same = |old: &LeafNode| {
+            old.credential() == leaf.credential()
+                && old.signature_key() == leaf.signature_key()
+                && !matches!(old.leaf_node_source(), LeafNodeSource::KeyPackage(_))
+        };
+        if group.leaf(index).is_some_and(is_same) {
+            self.same_identity.insert(index.u32());
+        }
+        Ok(())
     }
 
     /// Where new leaves will land: RFC 9420 §12.4.2 applies Removes, then each Add takes the leftmost blank leaf, or a new one at
@@ -110,7 +128,7 @@ impl Changes {
         Some(())
     }
 
-    /// DS-043 (R3): a signature key stands in the tree once (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
+    /// DS-043 (R3): a signature key stands in the tree once, whatever brings it (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
     /// would pass, and the group could never be imported again.
     pub(super) fn check_signature_keys(&self, group: &PublicGroup) -> Result<(), Rejection> {
         let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
@@ -131,7 +149,7 @@ impl Changes {
 
 /// Who a leaf node says it is, if other libraries can read it.
 pub(super) fn examine_leaf(leaf: &LeafNode, refused: ErrorCode) -> Result<LeafClaim, Rejection> {
-    // DS-046 (R3): capabilities list no default type.
+    // DS-046 (R3): capabilities list no default extension or proposal type.
     if on("DS-046") && !capabilities_are_interoperable(leaf.capabilities()) {
         return Err(refused.into());
     }

@@ -204,10 +204,11 @@ mod tests {
         let invalid = Err(ErrorCode::InvalidCredential);
         assert_eq!(asked(&request, None, None, now), invalid);
         assert_eq!(asked(&request, Some(&roots), None, now.plus(Duration::from_secs(400 * 86_400))), invalid, "expired");
+        let list = |hash: [u8; 32]| RevokedKeys::new([hash], UnixMillis(u64::MAX));
         for revoked in [asker.user_key_hash, key_hash(&asker.public_key)] {
-            assert_eq!(asked(&request, Some(&roots), Some(&RevokedKeys::new([revoked], UnixMillis(u64::MAX))), now), invalid);
+            assert_eq!(asked(&request, Some(&roots), Some(&list(revoked)), now), invalid);
         }
-        assert!(asked(&request, Some(&roots), Some(&RevokedKeys::new([[1; 32]], UnixMillis(u64::MAX))), now).is_ok());
+        assert!(asked(&request, Some(&roots), Some(&list([1; 32])), now).is_ok());
 
         let claim = KeysRequest::Claim(ClaimKeyPackages { user: Opaque::default(), ciphersuite: 1 });
         assert_eq!(check_asked(&asker, &KeysRequest::Count, &domain("a.test")), Err(ErrorCode::NotAuthorized.into()));
