@@ -3,7 +3,8 @@
 use super::{Hub, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain};
-use crate::identity::chain::{ClientIdentity, claimed_client, validate_client_chain};
+use crate::identity::RevokedKeys;
+use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_client_chain};
 use crate::mls::credential::LeafClaim;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{ErrorCode, Rejection};
@@ -11,19 +12,25 @@ use crate::wire::{ErrorCode, Rejection};
 use super::state::QueueAddress;
 use crate::base::limits::QUEUE_INFORMATION_BYTES_MAX;
 
+/// What a credential of `domain` is checked against; it is asked for where it is not known, or no longer fresh (X1).
+pub(super) fn known<'a>(hub: &Hub<'a>, domain: &Domain) -> Result<(&'a AsRoots, &'a RevokedKeys), Refusal> {
+    match (hub.roots.get(domain), hub.revoked.get(domain)) {
+        (Some(roots), Some(revoked)) if revoked.is_fresh(hub.now) => Ok((roots, revoked)),
+        _ => Err(Refusal::NeedsRoots(vec![domain.clone()])),
+    }
+}
+
 /// DS-020 (R8): the chain leads to an AS root of the domain in the client's name, is valid now, and certifies the leaf's key.
 pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentity, Refusal> {
     let refused = || Rejection::from(answer("DS-020", ErrorCode::InvalidCredential, ErrorCode::Internal));
     let claimed = claimed_client(&claim.chain).map_err(|_| refused())?;
-    let Some(roots) = hub.roots.get(claimed.domain()) else {
-        return Err(Refusal::NeedsRoots(vec![claimed.domain().clone()]));
-    };
+    let (roots, revoked) = known(hub, claimed.domain())?;
     let identity = validate_client_chain(&claim.chain, roots, hub.now).map_err(|_| refused())?;
     if identity.public_key != claim.signature_key {
         return Err(refused().into());
     }
     // DS-019 (X1): no leaf enters with a revoked key, its own or its user's.
-    if on("DS-019") && hub.revoked.get(identity.client.domain()).is_some_and(|keys| keys.revokes(&identity)) {
+    if on("DS-019") && revoked.revokes(&identity) {
         return Err(ErrorCode::InvalidCredential.into());
     }
     Ok(identity)

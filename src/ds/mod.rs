@@ -71,7 +71,8 @@ impl Hub<'_> {
 pub enum Refusal {
     /// The sender's fault; it is told so.
     Rejected(Rejection),
-    /// Nobody's fault: a credential of these domains must be checked and their AS roots are not known yet. Fetch and ask again.
+    /// Nobody's fault: a credential of these domains must be checked, and their AS roots or which keys they have revoked is not
+    /// known, or not any more. Fetch and ask again.
     NeedsRoots(Vec<Domain>),
     /// Our fault: what is kept of the group does not fit together.
     Failed(Fault),

@@ -1,5 +1,6 @@
 //! Who signed a request, and through whom it came (S2, S3, S16).
 
+use super::credentials::known;
 use super::{GroupState, Hub, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain, UserUri};
@@ -171,9 +172,7 @@ pub fn authenticate_user(
     if on("DS-012") && claimed.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    let Some(roots) = hub.roots.get(claimed.domain()) else {
-        return Err(Refusal::NeedsRoots(vec![claimed.domain().clone()]));
-    };
+    let (roots, revoked) = known(hub, claimed.domain())?;
     // DS-015 (S20): the user's certificate leads to an AS root of its domain and is valid now.
     let identity = validate_user_chain(&chain, roots, hub.now).map_err(|_| invalid())?;
     // DS-014 (S2): user_key_hash is that of the certificate beside it.
@@ -184,7 +183,7 @@ pub fn authenticate_user(
         return Err(ErrorCode::BadSignature.into());
     }
     // DS-016 (X1): a revoked user key asks nothing.
-    if on("DS-016") && hub.revoked.get(identity.user.domain()).is_some_and(|keys| keys.contains(&identity.user_key_hash)) {
+    if on("DS-016") && revoked.contains(&identity.user_key_hash) {
         return Err(ErrorCode::InvalidCredential.into());
     }
     Ok(AuthenticatedUser { user: identity.user, key_hash: identity.user_key_hash, key: identity.public_key })

@@ -49,7 +49,10 @@ impl TestHub {
             external_sender: encode_external_sender(&public, &chain).expect("encodes"),
             key,
             roots: roots.collect(),
-            revoked: HashMap::new(),
+            revoked: domains
+                .iter()
+                .map(|domain| (domain.clone(), Arc::new(RevokedKeys::new([], UnixMillis(u64::MAX)))))
+                .collect(),
             limits: Limits::default(),
             as_roots,
             state: None,

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use openmls::group::PublicGroup;
-use openmls::prelude::{LeafNode, LeafNodeIndex, LeafNodeSource, Proposal, ProposalOrRefType, Sender, StagedCommit};
+use openmls::prelude::{LeafNode, LeafNodeIndex, Proposal, ProposalOrRefType, Sender, StagedCommit};
+use openmls::treesync::LeafNodeSource;
 
 use super::credential::LeafClaim;
 use super::key_package::{ValidKeyPackage, capabilities_are_interoperable, examine};

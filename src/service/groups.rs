@@ -214,6 +214,9 @@ mod tests {
             client: format!("mimi://a.test/d/user{leaf}/phone").parse::<ClientUri>().expect("a client"),
             queue: QueueAddress { domain: domain.clone(), information: vec![0; 150] },
             joined_epoch: 0,
+            user_key_hash: [0; 32],
+            heard_at_ms: 0,
+            not_after_ms: 0,
         };
         let members = (0..members).map(|leaf| (leaf, member(leaf))).collect();
         GroupState { uri: uri.clone(), revision: 0, head: Head::default(), members }

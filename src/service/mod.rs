@@ -10,9 +10,11 @@
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
+//! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 
 pub mod accounts;
+pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
@@ -23,6 +25,7 @@ pub mod ports;
 pub mod queueing;
 pub mod rates;
 pub mod recipients;
+pub mod removals;
 pub mod route;
 pub mod wakeups;
 
@@ -44,10 +47,14 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
+use keys::Claims;
 use lanes_out::LaneWorkers;
+use rates::RequestRates;
 use recipients::OpenedInformations;
+use removals::Rejections;
 use wakeups::QueueWaiters;
 
 /// One node's services, shared by all its connections and workers.
@@ -61,6 +68,10 @@ pub struct Service {
     groups: HotGroups,
     opened: OpenedInformations,
     waiters: QueueWaiters,
+    rejections: Rejections,
+    rates: RequestRates,
+    status_work: StatusWork,
+    claims: Claims,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -127,6 +138,7 @@ impl Service {
         limits: Limits,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, Fault> {
+        let rates = RequestRates::new(&limits);
         let directory = Directory::load(&domain, &keys, &storage).await?;
         Ok(Arc::new(Self {
             domain,
@@ -138,6 +150,10 @@ impl Service {
             directory,
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
+            rejections: Rejections::default(),
+            rates,
+            status_work: StatusWork::at_start(),
+            claims: Claims::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))

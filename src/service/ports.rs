@@ -188,9 +188,9 @@ impl Service {
                 Err(rejection) => PeerResponse::Error(rejection),
             },
             Ok(PeerRequest::DomainInfo) => PeerResponse::DomainInfo(self.own_info()),
-            Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. }) | PeerRequest::ProbeBack) => {
-                PeerResponse::Error(ErrorCode::Unsupported.into())
-            }
+            Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. })) => self.answer_status().await,
+            Ok(PeerRequest::CredentialStatusPush(status)) => self.answer_status_push(peer, &status).await,
+            Ok(PeerRequest::ProbeBack) => PeerResponse::Error(ErrorCode::Unsupported.into()),
             // A second hello has no place on a connection.
             Ok(PeerRequest::Hello(_)) => PeerResponse::Error(ErrorCode::Malformed.into()),
             Err(error) => PeerResponse::Error(Rejection::from(error)),

@@ -4,13 +4,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::base::limits::{Limits, RATE_KEYS_MAX};
 use crate::base::rate::{Rate, RateLimiter};
-use crate::base::{ClientUri, GroupUri, UnixMillis};
+use crate::base::{GroupUri, UnixMillis};
 use crate::wire::Rejection;
 
 /// The rates of one node. Memory: at most [`RATE_KEYS_MAX`] clients and as many groups, whatever is asked.
 #[derive(Debug)]
 pub struct RequestRates {
-    per_client: Mutex<RateLimiter<ClientUri>>,
+    per_client: Mutex<RateLimiter<Vec<u8>>>,
     per_group: Mutex<RateLimiter<GroupUri>>,
 }
 
@@ -23,10 +23,11 @@ impl RequestRates {
         }
     }
 
-    /// Counts a request of `client`, which must be authenticated: otherwise anybody could use up what is somebody else's.
-    pub fn count_client(&self, client: &ClientUri, now: UnixMillis) -> Result<(), Rejection> {
+    /// Counts a request that was verified with `key`. An unverified one must not come here: anybody could use up what is somebody
+    /// else's.
+    pub fn count_client(&self, key: &[u8], now: UnixMillis) -> Result<(), Rejection> {
         let mut limiter = self.per_client.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.take(client, now).map_err(Rejection::rate_limited)
+        limiter.take(&key.to_vec(), now).map_err(Rejection::rate_limited)
     }
 
     /// Counts a request about `group` by somebody who may make one, for the same reason.
@@ -46,17 +47,16 @@ mod tests {
     fn a_client_and_a_group_have_their_own_rates() {
         let limits = Limits { requests_per_client_per_second_max: 2, requests_per_group_per_second_max: 3, ..Limits::default() };
         let (rates, now) = (RequestRates::new(&limits), UnixMillis(1_700_000_000_000));
-        let client = |name: &str| format!("mimi://a.test/d/{name}/phone").parse::<ClientUri>().expect("a client");
         let hub: Domain = "a.test".parse().expect("a domain");
         let group = GroupUri::new(&hub, &[1; 16]);
         for _ in 0..20 {
-            rates.count_client(&client("alice"), now).expect("ten times the rate at once");
+            rates.count_client(b"alice", now).expect("ten times the rate at once");
             rates.count_group(&group, now).expect("more than that");
         }
-        let refused = rates.count_client(&client("alice"), now).expect_err("refused");
+        let refused = rates.count_client(b"alice", now).expect_err("refused");
         assert_eq!(refused.code, ErrorCode::RateLimited);
         assert_eq!(refused.as_rate_limited().map(|detail| detail.retry_after_ms), Some(500));
-        rates.count_client(&client("bob"), now).expect("another client's is untouched");
+        rates.count_client(b"bob", now).expect("another client's is untouched");
         for _ in 0..10 {
             rates.count_group(&group, now).expect("ten times the rate at once");
         }

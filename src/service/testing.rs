@@ -9,8 +9,6 @@ use std::sync::Arc;
 use hpke_rs::{Hpke, HpkePublicKey, Mode};
 use hpke_rs_crypto::types::{AeadAlgorithm, KdfAlgorithm, KemAlgorithm};
 use hpke_rs_rust_crypto::HpkeRustCrypto;
-use openmls::prelude::{KeyPackage, OpenMlsProvider as _};
-use openmls_rust_crypto::OpenMlsRustCrypto;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::{Mutex, watch};
@@ -19,23 +17,24 @@ use super::ports::OwnHello;
 use super::route::Connected;
 use super::{NodeKeys, Service};
 use crate::base::crypto::SigningKey;
-use crate::base::ids::{QueueId, RequestId};
+use crate::base::ids::QueueId;
 use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::identity::chain::{AsRoots, validate_client_chain};
 use crate::identity::{AsRoot, ClientIdentity};
-use crate::mls::testing::TestClient;
 use crate::qs::sealed::QsKeyPair;
 use crate::storage::accounts::PinDomain;
+use crate::storage::status::KeepStatus;
 use crate::storage::{DATABASE_FILE, Storage};
+use crate::tests::forged::{Device, Room, content};
 use crate::transport::testing::{Ca, bind};
 use crate::transport::{Resolver, ResolverSettings};
-use crate::wire::ds::{ClientQueueConfig, CreateGroup, DsRequest, DsSenderId, GroupAdd, WelcomeInfo};
+use crate::wire::ds::{ClientQueueConfig, DsRequest, DsSenderId};
 use crate::wire::info::DomainInfo;
-use crate::wire::peer::{LaneBatch, LaneResult, PeerRequest, PeerResponse};
+use crate::wire::peer::{CredentialStatus, LaneBatch, LaneResult, PeerRequest, PeerResponse};
 use crate::wire::qs::{CreateQueue, QsMessage, QsRequest, QsSender, QueueBinding, QueueInformation, SealedQueueInformation};
-use crate::wire::{ClientRequest, Content, ErrorCode, List, Opaque, Rejection, Reply, Response, Service as Body, decode, encode};
+use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply, Response, Service as Body, decode, encode};
 
 /// The node, its database, and what its users' certificates are made with.
 pub(crate) struct TestNode {
@@ -50,7 +49,7 @@ pub(crate) struct TestNode {
 #[derive(Clone, Copy)]
 pub(crate) enum Via<'a> {
     /// Of this client: at the client port with its certificate, or through its own domain.
-    Home(&'a TestClient),
+    Home(&'a Device),
     /// Through another node, of this domain.
     Peer(&'a str),
     /// At the client port, without a certificate.
@@ -110,6 +109,16 @@ impl TestNode {
             server_time_ms: 0,
         };
         storage.write(PinDomain { domain: domain("b.test"), info: encode(&info), now }).await.expect("pinned");
+        // Nothing is revoked, and nobody can be asked again.
+        let status = CredentialStatus {
+            domain: b"b.test".as_slice().into(),
+            version: 1,
+            next_update_ms: u64::MAX,
+            revoked: List::default(),
+            signature: Opaque::default(),
+        };
+        let kept = KeepStatus { domain: domain("b.test"), version: 1, status: encode(&status) };
+        storage.write(kept).await.expect("kept");
 
         let as_root = as_roots[&own].clone();
         let ds = SigningKey::generate().expect("a key");
@@ -129,33 +138,27 @@ impl TestNode {
         Self { service, as_roots, tables: Mutex::new(tables), _directory: directory }
     }
 
-    /// A user `name@domain` with one device, which has a queue where its domain is the node's own.
-    pub(crate) async fn client(&self, name: &str) -> TestClient {
+    /// A new user `name@domain` with one device.
+    pub(crate) async fn device(&self, name: &str) -> Device {
         let (user, of) = name.split_once('@').expect("user@domain");
-        TestClient::new(&self.as_roots[&domain(of)], user)
+        Device::new(&self.as_roots[&domain(of)], user)
     }
 
     /// Who a client is, as its certificates say.
-    pub(crate) fn identity(&self, client: &TestClient) -> ClientIdentity {
+    pub(crate) fn identity(&self, client: &Device) -> ClientIdentity {
         let of = client.uri.domain();
         let roots = AsRoots::new(of.clone(), vec![self.as_roots[of].certificate().to_vec()]).expect("roots");
         validate_client_chain(&client.chain, &roots, UnixMillis::now()).expect("a valid chain")
     }
 
     /// Makes a queue for a client of `a.test`.
-    pub(crate) async fn queue(&self, client: &TestClient) -> TestQueue {
+    pub(crate) async fn queue(&self, client: &Device) -> TestQueue {
         let owner = SigningKey::generate().expect("a key");
-        let chain = client.chain.iter().map(|der| Opaque::from(der.as_slice())).collect();
         let body = CreateQueue { owner_key: owner.public().into() };
-        let message = QsMessage { sender: QsSender::Client(chain), request: QsRequest::Create(body) };
-        let request = self.content(Body::Qs(message)).sign(&client.key);
+        let message = QsMessage { sender: QsSender::Client(client.certificates()), request: QsRequest::Create(body) };
+        let request = content(self.service.domain(), Body::Qs(message)).sign(&client.key);
         let Reply::QueueCreated(made) = self.accepts(Via::Home(client), &request).await else { unreachable!("a queue") };
         TestQueue { id: made.queue_id, generation: made.generation, owner }
-    }
-
-    /// The content of a request to the node.
-    pub(crate) fn content(&self, body: Body) -> Content {
-        Content::new(self.service.domain(), RequestId::random(), UnixMillis::now(), body)
     }
 
     /// A queue config with this information, sealed to the node's own QS.
@@ -171,9 +174,9 @@ impl TestNode {
     }
 
     /// Where a client's messages go: to a new queue of this node for its own clients, else elsewhere.
-    pub(crate) async fn queue_config(&self, client: &TestClient) -> ClientQueueConfig {
+    pub(crate) async fn queue_config(&self, client: &Device) -> ClientQueueConfig {
         if *client.uri.domain() != *self.service.domain() {
-            return client.queue();
+            return client.opaque_queue();
         }
         let queue = self.queue(client).await;
         self.seal(&queue.information("a.test"))
@@ -230,7 +233,28 @@ impl TestNode {
         self.expect_unchanged(rule, &before).await;
     }
 
-    async fn expect_unchanged(&self, rule: &str, before: &Tables) {
+    /// Pushes a list of revoked keys as the node of `from`, which `rule` must refuse with exactly this code, and which must leave
+    /// every table as it was.
+    pub(crate) async fn refuses_status(&self, rule: &str, from: &str, status: &CredentialStatus, code: ErrorCode) {
+        let before = self.tables().await;
+        match self.push_status(from, status).await {
+            PeerResponse::Error(rejection) => assert_eq!(rejection.code, code, "{rule}"),
+            other => panic!("{rule}: was answered with {other:?}"),
+        }
+        self.expect_unchanged(rule, &before).await;
+    }
+
+    /// Pushes a list of revoked keys that must be taken.
+    pub(crate) async fn takes_status(&self, from: &str, status: &CredentialStatus) {
+        assert_eq!(self.push_status(from, status).await, PeerResponse::Done);
+    }
+
+    async fn push_status(&self, from: &str, status: &CredentialStatus) -> PeerResponse {
+        let request = PeerRequest::CredentialStatusPush(status.clone());
+        self.service.peer_request(&encode(&request), &domain(from)).await
+    }
+
+    pub(crate) async fn expect_unchanged(&self, rule: &str, before: &Tables) {
         let changes = self.tables().await.changes_since(before);
         assert!(changes.is_empty(), "{rule}: was refused and yet changed\n{}", changes.join("\n"));
     }
@@ -256,50 +280,37 @@ impl TestNode {
         Tables(tables)
     }
 
-    /// A create_group that would be accepted.
-    pub(crate) async fn creation(&self, creator: &mut TestClient) -> ClientRequest {
-        let request = creator.create(self.service.directory.external_sender());
-        let config = self.queue_config(creator).await;
-        changed(creator, &request, |_, body| {
-            if let DsRequest::CreateGroup(CreateGroup { client_queue_config, .. }) = body {
-                *client_queue_config = config.clone();
-            }
-        })
-    }
-
-    /// The group of `creator` with these further members, all of whom have joined.
-    pub(crate) async fn group(&self, names: &[&str]) -> Vec<TestClient> {
+    /// A group of `a.test` with these members, the first of whom made it.
+    pub(crate) async fn room(&self, names: &[&str]) -> Room {
         let (first, others) = names.split_first().expect("somebody");
-        let mut creator = self.client(first).await;
-        let request = self.creation(&mut creator).await;
+        let creator = self.device(first).await;
+        let (mut room, request) = self.creation(&creator).await;
         self.accepts(Via::Home(&creator), &request).await;
-        let mut members = vec![creator];
         for name in others {
-            let new = self.client(name).await;
-            self.add(&mut members, new).await;
+            let new = self.device(name).await;
+            self.add(&mut room, &new).await;
         }
-        members
+        room
     }
 
-    /// The first member adds a client; everyone follows.
-    pub(crate) async fn add(&self, members: &mut Vec<TestClient>, mut new: TestClient) {
-        let config = self.queue_config(&new).await;
-        let key_package = new.key_package(Some(&config));
-        let reference = reference(&key_package);
-        let request = members[0].add(&[key_package]);
-        self.accepts(Via::Home(&members[0]), &request).await;
-        let Body::Ds(message) = &request.content.service else { unreachable!("a DS request") };
-        let DsRequest::AddUsers(GroupAdd { group_update, welcomes, .. }) = &message.request else { unreachable!("an add") };
-        members[0].merge();
-        for member in &mut members[1..] {
-            member.receive(&group_update.commit);
-        }
-        let epoch = members[0].group().epoch().as_u64();
-        let body = WelcomeInfo { group_id: members[0].group_id(), epoch };
-        let wanted = new.request(DsSenderId::KeyPackageRef(reference), DsRequest::WelcomeInfo(body));
-        let Reply::GroupState(state) = self.accepts(Via::Home(&new), &wanted).await else { unreachable!("a tree") };
-        new.join(&welcomes[0], &state.ratchet_tree);
-        members.push(new);
+    /// A group that `creator` forges, and a create_group that would be accepted.
+    pub(crate) async fn creation(&self, creator: &Device) -> (Room, ClientRequest) {
+        let queue = self.queue_config(creator).await;
+        Room::forge(self.service.domain(), self.service.directory.external_sender(), creator, queue)
+    }
+
+    /// Leaf 0 adds a device. Says at which leaf it is.
+    pub(crate) async fn add(&self, room: &mut Room, new: &Device) -> u32 {
+        let package = new.key_package(Some(&self.queue_config(new).await));
+        let before = room.group.leaves();
+        let forged = room.group.add(0, vec![package]).expect("leaf 0 is there");
+        let user_is_there = room.devices.values().any(|device| device.uri.user() == new.uri.user());
+        let body = room.add_body(&forged);
+        let body = if user_is_there { DsRequest::AddClients(body) } else { DsRequest::AddUsers(body) };
+        self.accepts(Via::Home(&room.devices[&0]), &room.request(0, body)).await;
+        let leaf = room.group.leaves().into_iter().find(|leaf| !before.contains(leaf)).expect("a new leaf");
+        room.devices.insert(leaf, new.clone());
+        leaf
     }
 }
 
@@ -318,19 +329,15 @@ impl TestQueue {
     }
 }
 
-/// The KeyPackageRef (RFC 9420 §5.2).
-pub(crate) fn reference(key_package: &KeyPackage) -> Opaque {
-    key_package.hash_ref(OpenMlsRustCrypto::default().crypto()).expect("a reference").as_slice().into()
-}
-
-/// A DS request as `client` would have made it with something changed, under an id of its own.
+/// A DS request with something changed, signed by `key` under an id of its own.
 pub(crate) fn changed(
-    client: &TestClient,
+    key: &SigningKey,
     request: &ClientRequest,
     change: impl FnOnce(&mut DsSenderId, &mut DsRequest),
 ) -> ClientRequest {
     let Body::Ds(message) = &request.content.service else { unreachable!("a DS request") };
-    let (mut sender, mut body) = (message.sender_id.clone(), message.request.clone());
-    change(&mut sender, &mut body);
-    client.request(sender, body)
+    let mut message = message.clone();
+    change(&mut message.sender_id, &mut message.request);
+    let destination = Domain::from_bytes(&request.content.destination).expect("a domain");
+    content(&destination, Body::Ds(message)).sign(key)
 }

@@ -1,7 +1,10 @@
 //! Tests of the house itself: who imports whom, and that rules, code and documentation keep in step.
 
+pub(crate) mod forged;
 mod layers;
+mod refusals;
 mod rules;
 mod source;
+mod start;
 mod switched_off;
 mod unit_tests;
