@@ -282,7 +282,7 @@ impl Service {
     pub(super) async fn answer_status_push(&self, domain: &Domain, status: &CredentialStatus) -> PeerResponse {
         match self.take_status(domain, status).await {
             Ok(()) => PeerResponse::Done,
-            Err(failure) => PeerResponse::Error(Rejection::from(failure.into_rejection())),
+            Err(failure) => PeerResponse::Error(failure.into_rejection()),
         }
     }
 }
