@@ -20,7 +20,7 @@ use crate::identity::RevokedKeys;
 use crate::storage::groups::LeavesBy;
 use crate::storage::status::{KeepStatus, StatusApplied, StatusPushed, StoredStatus};
 use crate::wire::peer::{CredentialStatus, CredentialStatusRequest, PeerRequest, PeerResponse};
-use crate::wire::{ErrorCode, Opaque, Rejection, decode, encode};
+use crate::wire::{ErrorCode, Opaque, decode, encode};
 
 /// Tells the worker that there is something to do.
 #[derive(Default)]
