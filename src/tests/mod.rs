@@ -5,5 +5,6 @@ mod layers;
 mod refusals;
 mod rules;
 mod source;
+mod start;
 mod switched_off;
 mod unit_tests;
