@@ -141,6 +141,27 @@ pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
 /// The sealed queue informations whose opened form is kept (opening costs an HPKE decapsulation).
 pub const OPENED_QUEUE_INFORMATION_MAX: usize = 65_536;
 
+/// The most groups of one hub that a queue holds a `messages_lost` of (X4).
+pub const QUEUE_MARKERS_PER_HUB_MAX: u64 = 10_000;
+
+/// The most groups of one hub that a KeyPackage of last resort brings its client into (X3).
+pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
+
+/// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
+pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
+
+/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
+pub const CLAIM_COUNTS_MAX: usize = 65_536;
+
+/// The most users and domains that one user may block (X5).
+pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
+
+/// How many queues, of those that hold old entries, one look finds.
+pub const AGED_QUEUES_AT_ONCE_MAX: usize = 1_000;
+
+/// How many old entries of a queue become markers in one transaction.
+pub const AGED_ENTRIES_AT_ONCE_MAX: u64 = 1_000;
+
 // --- Lanes ---
 
 /// The most frames in one lane batch to one peer, over all lanes.
@@ -382,3 +403,22 @@ pub const CLIENT_EPOCH_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// How often a client looks whether another of its operations is done with a Commit.
 pub const CLIENT_COMMIT_BUSY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a client waits before it commits what is pending, for each member of the group: all of them wait, each a random part
+/// of it.
+pub const CLIENT_COVER_JITTER_PER_MEMBER: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+pub const CLIENT_COVER_JITTER_MAX: Duration = Duration::from_secs(3);
+
+/// In how many groups at once a client commits what is pending.
+pub const CLIENT_COVERS_AT_ONCE_MAX: usize = 8;
+
+/// How old the keys of a client's leaf get before it renews them.
+pub const CLIENT_LEAF_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long before a KeyPackage of a client expires it publishes others.
+pub const CLIENT_KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(28 * 24 * 60 * 60);
+
+/// How long a client keeps the private keys of a KeyPackage that has expired: a Welcome may be on its way.
+pub const CLIENT_EXPIRED_KEY_PACKAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);

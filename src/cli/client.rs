@@ -490,6 +490,8 @@ fn event_object(event: &Event) -> Value {
     match event {
         Event::Joined { group, epoch } => json!({ "event": "joined", "group": group.to_string(), "epoch": epoch }),
         Event::Left { group, epoch } => json!({ "event": "left", "group": group.to_string(), "epoch": epoch }),
+        Event::Deleted { group } => json!({ "event": "deleted", "group": group.to_string() }),
+        Event::Resynced { group, epoch } => json!({ "event": "resynced", "group": group.to_string(), "epoch": epoch }),
         Event::Message { group, epoch, sequence, sender, text, at_ms } => json!({
             "event": "message", "group": group.to_string(), "epoch": epoch, "sequence": sequence,
             "sender": sender.to_string(), "text": text, "at_ms": at_ms,
@@ -510,6 +512,8 @@ fn event_line(event: &Event) -> String {
     match event {
         Event::Joined { group, epoch } => format!("joined {group} in epoch {epoch}"),
         Event::Left { group, epoch } => format!("no longer in {group} since epoch {epoch}"),
+        Event::Deleted { group } => format!("{group} was deleted"),
+        Event::Resynced { group, epoch } => format!("back in {group} since epoch {epoch}; what was sent meanwhile is lost here"),
         Event::Message { group, sender, text, .. } => format!("[{}] {sender}: {text}", short(group)),
         Event::EpochChanged { group, epoch, by, added, removed } => {
             let mut line = format!("[{}] epoch {epoch} by {by}", short(group));
@@ -537,7 +541,9 @@ fn status(group: &GroupSummary) -> &'static str {
         GroupStatus::Creating => "not confirmed yet",
         GroupStatus::Member => "member",
         GroupStatus::Stuck => "stuck",
+        GroupStatus::Leaving => "leaving",
         GroupStatus::Left => "left",
+        GroupStatus::Deleted => "deleted",
     }
 }
 

@@ -18,6 +18,7 @@ use super::error::ClientError;
 use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
+use super::removals::cover_for_ever;
 use crate::base::ids::RequestId;
 use crate::base::{Context as _, GroupUri, UnixMillis, limits};
 use crate::wire::error::{ErrorCode, Retry};
@@ -33,6 +34,7 @@ impl Client {
         let deadline = self.deadline();
         self.receive(deadline).await?;
         self.chores().await?;
+        self.cover_now(deadline).await?;
         Ok(self.shared.inbox.take_all())
     }
 
@@ -167,7 +169,8 @@ impl Client {
         };
         let (resumed, (settled, bound), topped_up) =
             tokio::join!(self.resume_by(deadline), joined, self.top_up_key_packages(deadline));
-        for done in [resumed, settled, bound, topped_up, self.acknowledge().await] {
+        let upkept = self.upkeep().await;
+        for done in [resumed, settled, bound, topped_up, upkept, self.acknowledge().await] {
             match done {
                 Err(error @ ClientError::Fault(_)) => return Err(error),
                 Err(error) => tracing::debug!(%error, "something is left for later"),
@@ -181,7 +184,8 @@ impl Client {
     async fn bind_queues(&self, deadline: Instant) -> Result<()> {
         let unbound: Vec<GroupUri> = self
             .transact(|core| {
-                let groups = core.state.groups.iter().filter(|(_, kept)| !kept.queue_bound);
+                let current = core.queue()?.generation;
+                let groups = core.state.groups.iter().filter(|(_, kept)| kept.queue_generation != Some(current));
                 Ok(groups.filter_map(|(name, _)| name.parse().ok()).filter(|group| core.member_of(group).is_ok()).collect())
             })
             .await?;
@@ -190,9 +194,9 @@ impl Client {
             if silent.contains(group.hub()) {
                 continue;
             }
-            let service = {
+            let (service, generation) = {
                 let group = group.clone();
-                self.transact(move |core| core.queue_update(&group)).await?
+                self.transact(move |core| Ok((core.queue_update(&group)?, core.queue()?.generation))).await?
             };
             // One hub that does not answer must leave time for the next.
             let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT / 4);
@@ -200,7 +204,7 @@ impl Client {
                 Ok(_) => {
                     self.transact(move |core| {
                         if let Some(kept) = core.group_mut(&group) {
-                            kept.queue_bound = true;
+                            kept.queue_generation = Some(generation);
                         }
                         core.save()
                     })
@@ -273,7 +277,7 @@ impl Listener {
 
 /// Receives, and beside it does what is to be done now and then; ends only with an error that trying again cannot mend.
 async fn receive_for_ever(client: Client) -> Result<()> {
-    tokio::try_join!(subscribe_for_ever(&client), do_chores_for_ever(&client)).map(drop)
+    tokio::try_join!(subscribe_for_ever(&client), do_chores_for_ever(&client), cover_for_ever(&client)).map(drop)
 }
 
 /// Apart from receiving, which never waits for it.

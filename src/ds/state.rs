@@ -225,13 +225,14 @@ impl GroupState {
     }
 
     /// About how much memory the record takes, in octets: a little more than measured for members whose sealed queue information
-    /// is as large as it may be. Costs nothing to ask.
+    /// is as large as it may be. Costs next to nothing to ask.
     pub fn octets(&self) -> usize {
         const MEMBER: usize = 1_024;
         const JOINER: usize = 128;
         const HEAD: usize = 24 * 1_024;
         HEAD.min(1_024 + 256 * (self.head.recent_commits.len() + self.head.former_keys.len()))
             + self.head.joiners.len() * JOINER
+            + self.head.proposals.iter().map(|proposal| 128 + proposal.message.len()).sum::<usize>()
             + self.members.len() * MEMBER
     }
 

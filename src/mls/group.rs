@@ -25,10 +25,10 @@ const RECORD_FORMAT: u8 = 1;
 /// The public state of one group in one epoch.
 pub struct Tree {
     group: PublicGroup,
-    /// The octets of the records that it was made of; see [`Tree::octets`].
-    record_octets: usize,
     /// The proposals of this epoch that Commits may refer to.
     learned: Vec<Learned>,
+    /// The octets of the records that it was made of; see [`Tree::octets`].
+    record_octets: usize,
 }
 
 /// A proposal in the tree's store.
@@ -90,13 +90,8 @@ impl Tree {
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;
-        Ok(NewTree {
-            tree: Self { group, record_octets: snapshot.len(), learned: Vec::new() },
-            leaf,
-            not_after,
-            context,
-            snapshot,
-        })
+        let tree = Self { group, learned: Vec::new(), record_octets: snapshot.len() };
+        Ok(NewTree { tree, leaf, not_after, context, snapshot })
     }
 
     /// The epoch of this state.
@@ -265,7 +260,7 @@ impl Tree {
                 postcard::from_bytes(strip_format(record)?).context("a group's log record cannot be read")?;
             group.merge_commit(&GroupStore::null(), staged).context("a group's log record cannot be merged")?;
         }
-        Ok(Self { group, record_octets, learned: Vec::new() })
+        Ok(Self { group, learned: Vec::new(), record_octets })
     }
 }
 

@@ -121,6 +121,9 @@ async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) 
         if stop {
             return;
         }
+        if let Err(fault) = service.keep_queues(UnixMillis::now()).await {
+            tracing::error!("queues could not be looked after: {fault}");
+        }
         loop {
             let forget = ForgetAnswers { now: UnixMillis::now(), limit: FORGET_AT_ONCE_MAX };
             match service.storage().write(forget).await {

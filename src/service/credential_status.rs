@@ -89,7 +89,7 @@ impl Service {
 
     /// Takes the list that `domain`, the authenticated peer, says is its own.
     pub(super) async fn take_status(&self, domain: &Domain, status: &CredentialStatus) -> Result<(), Failure> {
-        // DS-201 (X1): a list is of the authenticated domain itself.
+        // DS-201 (X1): a list of revoked keys is of the authenticated domain itself.
         if on("DS-201") && status.domain[..] != *domain.as_bytes() {
             return Err(ErrorCode::NotAuthorized.into());
         }

@@ -71,6 +71,7 @@ impl Service {
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
             Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
+        // DS-203: a client asks about groups so often and no more.
         if on("DS-203") {
             self.rates.count_client(&created.sender_key, now)?;
         }
@@ -123,6 +124,7 @@ impl Service {
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
             Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
+        // DS-203: a client asks about groups so often and no more.
         if on("DS-203") {
             self.rates.count_client(&user.key, now)?;
         }

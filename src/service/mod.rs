@@ -50,6 +50,7 @@ use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
 use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
+use keys::Claims;
 use lanes_out::LaneWorkers;
 use rates::RequestRates;
 use recipients::OpenedInformations;
@@ -70,6 +71,7 @@ pub struct Service {
     rejections: Rejections,
     rates: RequestRates,
     status_work: StatusWork,
+    claims: Claims,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -151,6 +153,7 @@ impl Service {
             rejections: Rejections::default(),
             rates,
             status_work: StatusWork::at_start(),
+            claims: Claims::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))

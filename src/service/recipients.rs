@@ -11,9 +11,10 @@ use crate::base::crypto::sha256;
 use crate::base::limits::OPENED_QUEUE_INFORMATION_MAX;
 use crate::base::{Domain, UnixMillis};
 use crate::ds::{FanOut, Recipient};
+use crate::qs::queue::QueueLimits;
 use crate::qs::sealed;
-use crate::storage::deliveries::{DeliveryWrite, LocalRecipient};
-use crate::wire::qs::QueueInformation;
+use crate::storage::deliveries::{DeliveryWrite, Invite, LocalRecipient};
+use crate::wire::qs::{Delivery, QueueBinding, QueueInformation};
 use crate::wire::{List, Opaque, encode};
 
 /// A recipient as a lane frame keeps it: the leaf, so that newer queue information can be looked up when the frame is sent.
@@ -63,19 +64,37 @@ impl Generations {
 
 impl Service {
     /// By QS-001 and QS-002, the queue that a sealed information means for messages of the authenticated `hub`; `None` when it cannot
-    /// be opened or is not for that hub now. Only successes are kept, so that garbage takes no room.
+    /// be opened or is not for that hub now.
     pub(super) fn open_recipient(&self, information: &[u8], hub: &Domain, now: UnixMillis) -> Option<LocalRecipient> {
-        let digest = sha256(information);
-        let opened = match self.opened.look_up(&digest) {
-            Some(known) => known,
-            None => {
-                let opened = sealed::open(&self.keys.qs, information)?;
-                self.opened.keep(digest, opened.clone());
-                opened
-            }
+        let opened = self.open_information(information)?;
+        if !sealed::may_be_used_by(&opened, hub, now) {
+            return None;
+        }
+        let invite = match &opened.binding {
+            QueueBinding::Hub(_) => None,
+            QueueBinding::Invite(invite) => Some(Invite {
+                invite_id: invite.invite_id,
+                last_resort: invite.last_resort != 0,
+                expires_at: UnixMillis(invite.expires_at_ms),
+            }),
         };
-        sealed::may_be_used_by(&opened, hub, now)
-            .then_some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation })
+        Some(LocalRecipient { queue_id: opened.queue_id, generation: opened.generation, invite })
+    }
+
+    /// What a sealed information opens to, if it does (QS-001). Only successes are kept, so that garbage takes no room.
+    pub(super) fn open_information(&self, information: &[u8]) -> Option<QueueInformation> {
+        let digest = sha256(information);
+        if let Some(known) = self.opened.look_up(&digest) {
+            return Some(known);
+        }
+        let opened = sealed::open(&self.keys.qs, information)?;
+        self.opened.keep(digest, opened.clone());
+        Some(opened)
+    }
+
+    /// Up to where queues here take messages (X4).
+    pub(super) fn queue_limits(&self) -> QueueLimits {
+        QueueLimits { entries_max: self.limits.queue_entries_max, octets_max: self.limits.queue_bytes_max }
     }
 
     /// What storage writes for the fan-outs of our own DS, and which leaf each local recipient is.
@@ -110,8 +129,10 @@ impl Service {
             group_id: fan_out.group.to_string(),
             epoch: fan_out.epoch,
             delivery: encode(&fan_out.delivery),
+            tells_loss: matches!(fan_out.delivery, Delivery::MessagesLost | Delivery::Reset),
             now,
             local,
+            limits: self.queue_limits(),
             remote: remote.into_iter().map(|(domain, recipients)| (domain.clone(), encode(&List::from(recipients)))).collect(),
         };
         (write, leaves)

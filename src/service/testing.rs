@@ -233,7 +233,28 @@ impl TestNode {
         self.expect_unchanged(rule, &before).await;
     }
 
-    async fn expect_unchanged(&self, rule: &str, before: &Tables) {
+    /// Pushes a list of revoked keys as the node of `from`, which `rule` must refuse with exactly this code, and which must leave
+    /// every table as it was.
+    pub(crate) async fn refuses_status(&self, rule: &str, from: &str, status: &CredentialStatus, code: ErrorCode) {
+        let before = self.tables().await;
+        match self.push_status(from, status).await {
+            PeerResponse::Error(rejection) => assert_eq!(rejection.code, code, "{rule}"),
+            other => panic!("{rule}: was answered with {other:?}"),
+        }
+        self.expect_unchanged(rule, &before).await;
+    }
+
+    /// Pushes a list of revoked keys that must be taken.
+    pub(crate) async fn takes_status(&self, from: &str, status: &CredentialStatus) {
+        assert_eq!(self.push_status(from, status).await, PeerResponse::Done);
+    }
+
+    async fn push_status(&self, from: &str, status: &CredentialStatus) -> PeerResponse {
+        let request = PeerRequest::CredentialStatusPush(status.clone());
+        self.service.peer_request(&encode(&request), &domain(from)).await
+    }
+
+    pub(crate) async fn expect_unchanged(&self, rule: &str, before: &Tables) {
         let changes = self.tables().await.changes_since(before);
         assert!(changes.is_empty(), "{rule}: was refused and yet changed\n{}", changes.join("\n"));
     }

@@ -5,8 +5,12 @@
 
 pub mod accounts;
 pub mod answers;
+pub mod blocks;
+pub mod clients;
 pub mod deliveries;
 pub mod groups;
+pub mod housekeeping;
+mod invites;
 pub mod key_packages;
 pub mod lanes;
 pub mod queues;
@@ -126,6 +130,7 @@ fn migrator() -> Migrator {
     let migrations = [
         (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
         (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
+        (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)

@@ -112,12 +112,6 @@ impl Transaction for StatusPushed {
 }
 
 impl Storage {
-    pub async fn revoked_keys(&self) -> Result<(u64, Vec<[u8; 32]>), Fault> {
-        Ok((0, Vec::new()))
-    }
-    pub async fn hubs(&self) -> Result<Vec<Domain>, Fault> {
-        Ok(Vec::new())
-    }
     /// The newest list of each domain.
     pub async fn statuses(&self) -> Result<Vec<StoredStatus>, Fault> {
         let failed = "could not read credential statuses";

@@ -209,15 +209,15 @@ impl Rejection {
         Self::with(ErrorCode::ReplayedOrStale, &ServerTime { server_time_ms: now.0 })
     }
 
+    /// [`ErrorCode::PendingProposals`], with MLSMessages of the DS's Removes.
+    pub fn pending_proposals(proposals: List<Opaque>) -> Self {
+        Self::with(ErrorCode::PendingProposals, &PendingProposals { proposals })
+    }
+
     /// [`ErrorCode::RateLimited`]: the sender is to wait this long, at least a millisecond.
     pub fn rate_limited(wait: Duration) -> Self {
         let retry_after_ms = u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).max(1);
         Self::with(ErrorCode::RateLimited, &RetryAfter { retry_after_ms })
-    }
-
-    /// [`ErrorCode::PendingProposals`], with MLSMessages of the DS's Removes.
-    pub fn pending_proposals(proposals: List<Opaque>) -> Self {
-        Self::with(ErrorCode::PendingProposals, &PendingProposals { proposals })
     }
 
     /// [`ErrorCode::UnreachableDomain`].

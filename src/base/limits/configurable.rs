@@ -50,6 +50,8 @@ pub struct Limits {
     pub key_packages_per_client_max: usize,
     /// The most KeyPackage claims of one asking user in an hour.
     pub claims_per_hour_max: u32,
+    /// The most KeyPackage claims of one other domain's users together in an hour.
+    pub claims_per_domain_per_hour_max: u32,
     /// The queues that a client may have at once.
     pub queues_per_client_max: usize,
     /// The most entries in a queue (X4).
@@ -83,6 +85,7 @@ impl Default for Limits {
             hot_groups_bytes_max: 256 * 1024 * 1024,
             key_packages_per_client_max: 200,
             claims_per_hour_max: 1_000,
+            claims_per_domain_per_hour_max: 20_000,
             queues_per_client_max: 8,
             queue_entries_max: 100_000,
             queue_bytes_max: 256 * 1024 * 1024,

@@ -5,6 +5,7 @@
 mod accounts;
 mod commits;
 mod groups;
+mod hub;
 mod keys;
 mod lanes;
 mod messages;
