@@ -11,7 +11,7 @@ use super::queues::{Queues, Rejected};
 use super::{Cause, HUBS, JoinKind, Kind, People, Spoil, Step, What};
 use crate::base::crypto::SigningKey;
 use crate::base::limits::Limits;
-use crate::base::{Domain, UnixMillis};
+use crate::base::{ClientUri, Domain, UnixMillis};
 use crate::ds::state::ProposedBy;
 use crate::ds::{self, Decision, FanOut, GroupState, Hub, Outcome, Refusal, removal, sender};
 use crate::identity::revoked::key_hash;
@@ -286,31 +286,26 @@ impl World {
             }
             Spoil::Group => {
                 let other = &self.groups[(index + 1) % self.groups.len()];
-                match parts(&mut ask.request) {
+                match update_of(&mut ask.request) {
                     // What has no MLS message in it says nowhere else which group it is for.
-                    Some(parts) if self.groups.len() > 1 => {
-                        *parts.group_id = other.room.id();
+                    Some((group_id, _)) if self.groups.len() > 1 => {
+                        *group_id = other.room.id();
                         true
                     }
                     _ => false,
                 }
             }
-            Spoil::Bit(bit) => match parts(&mut ask.request) {
-                // Nobody but a member can tell whether a PrivateMessage or a membership tag, of 33 octets, is right.
-                Some(Parts { message, is_public: true, .. }) => flip(message, bit, 33),
+            // Nobody but a member can tell whether a PrivateMessage or a membership tag, of 33 octets, is right.
+            Spoil::Bit(_) if matches!(ask.request, DsRequest::SendMessage(_)) => false,
+            Spoil::Bit(bit) => spoil_message(&mut ask.request, |message| flip(message, bit, 33)),
+            Spoil::InfoBit(bit) => match update_of(&mut ask.request) {
+                Some((_, Some(update))) => flip(&mut update.group_info, bit, 0),
                 _ => false,
             },
-            Spoil::InfoBit(bit) => match parts(&mut ask.request) {
-                Some(Parts { group_info: Some(group_info), .. }) => flip(group_info, bit, 0),
-                _ => false,
-            },
-            Spoil::Cut(at) => match parts(&mut ask.request) {
-                Some(Parts { message, .. }) => {
-                    *message = message[..usize::from(at) % message.len()].into();
-                    true
-                }
-                None => false,
-            },
+            Spoil::Cut(at) => spoil_message(&mut ask.request, |message| {
+                *message = message[..usize::from(at) % message.len()].into();
+                true
+            }),
             Spoil::NoWelcome | Spoil::TwoWelcomes => match &mut ask.request {
                 DsRequest::AddUsers(body) | DsRequest::AddClients(body) if !body.welcomes.is_empty() => {
                     let welcomes = if spoil == Spoil::NoWelcome { Vec::new() } else { vec![body.welcomes[0].clone(); 2] };
@@ -515,9 +510,9 @@ impl World {
     fn check(&self, index: usize) -> Result<(), TestCaseError> {
         let Group { state, tree, room, known, .. } = &self.groups[index];
         prop_assert_eq!(state.head.closed_at_ms.is_some(), known.closed);
-        let members: BTreeMap<u32, &str> = state.members.iter().map(|(leaf, member)| (*leaf, member.client.as_str())).collect();
-        let devices: BTreeMap<u32, &str> =
-            known.devices.iter().map(|(leaf, device)| (*leaf, self.people.devices[*device].uri.as_str())).collect();
+        let members: BTreeMap<u32, &ClientUri> = state.members.iter().map(|(leaf, member)| (*leaf, &member.client)).collect();
+        let devices: BTreeMap<u32, &ClientUri> =
+            known.devices.iter().map(|(leaf, device)| (*leaf, &self.people.devices[*device].uri)).collect();
         prop_assert_eq!(members, devices, "members");
         if known.closed {
             return Ok(());
@@ -862,35 +857,39 @@ fn request_of(room: &Room, kind: Kind, forged: &Forged) -> DsRequest {
     }
 }
 
-/// The parts of a request that carries an MLS message.
-struct Parts<'a> {
-    group_id: &'a mut Opaque,
-    message: &'a mut Opaque,
-    is_public: bool,
-    group_info: Option<&'a mut Opaque>,
-}
-
-fn parts(request: &mut DsRequest) -> Option<Parts<'_>> {
-    let (group_id, update) = match request {
-        DsRequest::AddUsers(body) | DsRequest::AddClients(body) => (&mut body.group_id, &mut body.group_update),
+/// A request that carries an MLS message: where it says which group it is for, and the Commit and GroupInfo if it has them.
+fn update_of(request: &mut DsRequest) -> Option<(&mut Opaque, Option<&mut GroupUpdate>)> {
+    Some(match request {
+        DsRequest::AddUsers(body) | DsRequest::AddClients(body) => (&mut body.group_id, Some(&mut body.group_update)),
         DsRequest::RemoveUsers(body)
         | DsRequest::RemoveClients(body)
         | DsRequest::UpdateClient(body)
         | DsRequest::UpdateGroup(body)
-        | DsRequest::DeleteGroup(body) => (&mut body.group_id, &mut body.group_update),
+        | DsRequest::DeleteGroup(body) => (&mut body.group_id, Some(&mut body.group_update)),
         DsRequest::JoinGroup(body) | DsRequest::JoinClient(body) | DsRequest::ResyncClient(body) => {
-            (&mut body.group_id, &mut body.group_update)
+            (&mut body.group_id, Some(&mut body.group_update))
         }
-        DsRequest::SendMessage(body) => {
-            return Some(Parts { group_id: &mut body.group_id, message: &mut body.message, is_public: false, group_info: None });
-        }
-        DsRequest::Propose(body) => {
-            let message = body.proposals.iter_mut().next()?;
-            return Some(Parts { group_id: &mut body.group_id, message, is_public: true, group_info: None });
-        }
+        DsRequest::SendMessage(body) => (&mut body.group_id, None),
+        DsRequest::Propose(body) => (&mut body.group_id, None),
         _ => return None,
-    };
-    Some(Parts { group_id, message: &mut update.commit, is_public: true, group_info: Some(&mut update.group_info) })
+    })
+}
+
+/// Spoils the Commit, proposal or message of a request.
+fn spoil_message(request: &mut DsRequest, spoil: impl FnOnce(&mut Opaque) -> bool) -> bool {
+    match request {
+        DsRequest::SendMessage(body) => spoil(&mut body.message),
+        DsRequest::Propose(body) => {
+            let mut message = body.proposals[0].clone();
+            let spoilt = spoil(&mut message);
+            body.proposals = vec![message].into();
+            spoilt
+        }
+        other => match update_of(other) {
+            Some((_, Some(update))) => spoil(&mut update.commit),
+            _ => false,
+        },
+    }
 }
 
 /// Flips a bit of all but the last `tail` octets.
