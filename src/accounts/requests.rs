@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(check(Some([9; 32]), None), invalid, "enrolled anew with another key");
 
         let client = crate::identity::chain::validate_client_chain(&phone.chain, &roots, now).expect("valid");
-        let client_key = RevokedKeys::from_iter([key_hash(phone.key.public())]);
+        let client_key = RevokedKeys::new([key_hash(phone.key.public())], UnixMillis(u64::MAX));
         let check = |revoked: Option<&RevokedKeys>| check_client(&client, revoked).map_err(|rejection| rejection.code);
         assert_eq!([None, Some(&other)].map(check), [Ok(()); 2]);
         assert_eq!([Some(&user_key), Some(&client_key)].map(check), [invalid; 2]);

@@ -422,3 +422,9 @@ pub const CLIENT_KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(28 * 
 
 /// How long a client keeps the private keys of a KeyPackage that has expired: a Welcome may be on its way.
 pub const CLIENT_EXPIRED_KEY_PACKAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long a client that looks for its user's groups tries each hub, and each group.
+pub const CLIENT_REJOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client asks for the tree that a Welcome needs before it gives the invitation up.
+pub const CLIENT_WELCOME_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);

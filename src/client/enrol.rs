@@ -142,6 +142,8 @@ pub(super) fn new_state(device: &str, origin: Origin, settings: &ClientSettings)
         client: String::new(),
         key_packages: settings.key_packages,
         complete: false,
+        rejoin: false,
+        hold_invitations: false,
     };
     Ok(State {
         account,

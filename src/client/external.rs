@@ -17,10 +17,11 @@ use crate::wire::reply::GroupState;
 use crate::wire::{Rejection, Reply};
 
 impl Client {
-    /// Joins `group` by itself: as a further client of a member user, or because the group is open. Returns its epoch.
-    /// Who is a member already stays what it is.
+    /// Joins `group`: by the invitation that waits, or by itself, as a further client of a member user or because the group is
+    /// open. Returns its epoch. Who is a member already stays what it is.
     pub async fn join(&self, group: &GroupUri) -> Result<u64> {
         let deadline = self.deadline();
+        self.settle_backlog_of(group, true, deadline).await?;
         let member = {
             let group = group.clone();
             self.transact(move |core| Ok(core.member_of(&group).ok().map(|mls| mls.epoch().as_u64()))).await?

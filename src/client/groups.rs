@@ -524,7 +524,9 @@ impl Client {
             .await?;
         let Some(held) = held else { return Ok(()) };
         match held.outgoing.purpose.clone() {
-            Purpose::KeyPackages | Purpose::CreateGroup { .. } => self.settle_other(held, deadline).await,
+            Purpose::KeyPackages | Purpose::CreateGroup { .. } | Purpose::Decline { .. } => {
+                self.settle_other(held, deadline).await
+            }
             Purpose::Join { group, .. } => {
                 let group = parse(&group)?;
                 let lock = self.shared.group_lock(&group);

@@ -11,7 +11,7 @@ use openmls::group::{
 use openmls::prelude::{
     Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions, KeyPackage,
     KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, LeafNodeParameters, Lifetime, MlsMessageBodyIn, MlsMessageIn, Proposal,
-    ProtocolVersion, RatchetTreeIn, Sender, SenderRatchetConfiguration, UnknownExtension, Welcome,
+    ProtocolVersion, RatchetTreeIn, RequiredCapabilitiesExtension, Sender, SenderRatchetConfiguration, UnknownExtension, Welcome,
 };
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::OpenMlsProvider;
@@ -288,6 +288,17 @@ impl NewCommit {
 /// The group's extensions with its join policy changed.
 pub(super) fn with_join_policy(group: &MlsGroup, open: bool) -> Result<Extensions<GroupContext>, Fault> {
     let mut extensions = group.extensions().clone();
+    let policy_type = ExtensionType::Unknown(JOIN_POLICY_EXTENSION);
+    let required = extensions.required_capabilities();
+    let (mut types, proposals, credentials) = required.map_or_else(Default::default, |required| {
+        (required.extension_types().to_vec(), required.proposal_types().to_vec(), required.credential_types().to_vec())
+    });
+    if !types.contains(&policy_type) {
+        types.push(policy_type);
+    }
+    // OpenMLS wants every member to be known to understand an extension that is not a default one.
+    let required = RequiredCapabilitiesExtension::new(&types, &proposals, &credentials);
+    extensions.add_or_replace(Extension::RequiredCapabilities(required)).map_err(failed("set the join policy"))?;
     let policy = UnknownExtension(vec![if open { JOIN_POLICY_OPEN } else { 0 }]);
     extensions.add_or_replace(Extension::Unknown(JOIN_POLICY_EXTENSION, policy)).map_err(failed("set the join policy"))?;
     Ok(extensions)

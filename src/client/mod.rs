@@ -16,6 +16,7 @@
 
 mod connection;
 mod core;
+mod devices;
 pub mod enrol;
 mod error;
 mod event;
@@ -29,6 +30,7 @@ mod log;
 mod mls;
 mod outbox;
 mod outgoing;
+mod pairing;
 mod receive;
 mod removals;
 mod seal;
@@ -51,6 +53,7 @@ use tokio::time::Instant;
 
 use self::connection::Node;
 use self::core::{Core, Result};
+pub use self::devices::{Device, Pairing, PairingAnswer, Rejoined};
 pub use self::error::ClientError;
 pub use self::event::Event;
 pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};
@@ -60,6 +63,7 @@ use self::mls::{Leaf, Provider};
 use self::outbox::{Busy, NotConfirmed, Question};
 pub use self::state::GroupStatus;
 use self::state::{State, Store};
+pub use self::upkeep::Waiting;
 use crate::base::crypto::SigningKey;
 use crate::base::ids::{QueueId, RequestId};
 use crate::base::secret::Secret;

@@ -26,10 +26,23 @@ use crate::wire::{decode, encode};
 pub(super) enum Need {
     /// What a domain publishes.
     Domain(Domain),
-    /// The tree for the Welcome to this KeyPackage.
-    Tree { sequence: u64, reference: KeyPackageRef, epoch: u64 },
+    /// The tree for a Welcome.
+    Tree(WaitingWelcome),
     /// The answer to the own pending Commit.
     OwnCommit,
+}
+
+/// A Welcome whose tree is not there yet.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingWelcome {
+    /// The entry's place in the queue.
+    pub(super) sequence: u64,
+    /// The KeyPackage that it is to.
+    pub(super) reference: KeyPackageRef,
+    /// The epoch that it begins.
+    pub(super) epoch: u64,
+    /// When it came, in milliseconds since 1970.
+    pub(super) arrived_at_ms: u64,
 }
 
 /// What came of an entry.
@@ -260,15 +273,15 @@ impl Core {
         if its > now && mls.pending_commit().is_some() {
             return Err(Unapplied::Waits(Need::OwnCommit));
         }
+        if its > now {
+            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
+        }
         if kind == "application" {
             return self.apply_application(group, entry, message, its);
         }
         if its < now {
             // Ours, or one that a Commit has overtaken.
             return Ok(Seen::new(kind, "old"));
-        }
-        if its > now {
-            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
         }
         if kind == "proposal" { self.apply_proposal(group, message) } else { self.apply_commit(group, entry, delivered, message) }
     }
@@ -560,13 +573,17 @@ impl Core {
             return Err(Unapplied::Waits(Need::Domain(group.hub().clone())));
         }
         let Some(tree) = tree else {
-            return Err(Unapplied::Waits(Need::Tree { sequence: entry.sequence, reference, epoch: entry.epoch }));
+            let (sequence, epoch, arrived_at_ms) = (entry.sequence, entry.epoch, entry.arrived_at_ms);
+            return Err(Unapplied::Waits(Need::Tree(WaitingWelcome { sequence, reference, epoch, arrived_at_ms })));
         };
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);
         let joined = self.join(group, entry, welcome, tree);
-        if matches!(joined, Err(Unapplied::Waits(_))) {
-            self.provider.replace_values(kept);
+        match &joined {
+            Err(Unapplied::Waits(_)) => self.provider.replace_values(kept),
+            // Somebody who can never say anything would stay in the group.
+            Err(Unapplied::Bad { .. }) => self.decline(group, &reference),
+            Ok(_) | Err(Unapplied::Fault(_)) => {}
         }
         joined
     }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use openmls::prelude::{KeyPackageRef, MlsMessageBodyIn};
 use rand::Rng as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -13,11 +14,15 @@ use tokio::time::{Instant, timeout_at};
 use super::Client;
 use super::core::{Core, Result};
 use super::error::ClientError;
+use super::mls;
 use super::outgoing::ds;
-use super::state::{GroupStatus, Plan};
+use super::receive::Need;
+use super::state::{GroupStatus, Plan, Purpose};
 use crate::base::{ClientUri, Context as _, GroupUri, limits};
+use crate::wire::decode;
 use crate::wire::ds::{DsRequest, DsSenderId, GroupOnly, Propose};
 use crate::wire::error::ErrorCode;
+use crate::wire::qs::{Delivery, QueueEntry};
 use crate::wire::request::Service;
 
 /// How long at most a client in a group of `members` waits before it commits what is pending: the more may do it, the longer,
@@ -47,6 +52,31 @@ impl Core {
         };
         let request = DsRequest::LeaveGroup(GroupOnly { group_id: group.to_bytes().into() });
         Ok(ds(DsSenderId::LeafIndex(index), request))
+    }
+
+    /// Has the hub remove the leaf that a Welcome to this KeyPackage made: the Welcome cannot be used, or is not wanted. The
+    /// caller saves.
+    pub(super) fn decline(&mut self, group: &GroupUri, reference: &KeyPackageRef) {
+        let request = DsRequest::LeaveGroup(GroupOnly { group_id: group.to_bytes().into() });
+        let service = ds(DsSenderId::KeyPackageRef(reference.as_slice().into()), request);
+        self.enqueue(group.hub(), &service, Purpose::Decline { group: group.to_string() }, None);
+    }
+
+    /// The groups whose invitation waits: for the user's word, or for what the hub has not told yet.
+    fn invitations(&self) -> Vec<GroupUri> {
+        let waiting = self.state.backlog.iter().filter(|(_, entries)| entries.first().is_some_and(|entry| is_welcome(&entry.0)));
+        waiting.filter_map(|(name, _)| name.parse().ok()).collect()
+    }
+
+    /// Declines the invitation that waits for `group`.
+    fn decline_waiting(&mut self, group: &GroupUri) -> Result<()> {
+        match self.take_backlog(group, None)? {
+            Some(Need::Tree(welcome)) => {
+                self.decline(group, &welcome.reference);
+                self.skip_backlog(group, welcome.sequence, "the invitation is declined".into())
+            }
+            _ => Err(ClientError::Invalid(format!("no invitation to {group} waits"))),
+        }
     }
 
     /// The hub has heard that this client's user leaves.
@@ -81,6 +111,29 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Has invitations wait for [`Client::join`] or [`Client::decline`], or no longer. As long as one waits, the queue keeps what
+    /// came after it.
+    pub async fn hold_invitations(&self, hold: bool) -> Result<()> {
+        self.transact(move |core| {
+            core.state.account.hold_invitations = hold;
+            core.save()
+        })
+        .await
+    }
+
+    /// The groups whose invitation waits.
+    pub async fn invitations(&self) -> Result<Vec<GroupUri>> {
+        self.transact(|core| Ok(core.invitations())).await
+    }
+
+    /// Declines an invitation that waits: the hub has this client removed from `group` again.
+    pub async fn decline(&self, group: &GroupUri) -> Result<()> {
+        let of_group = group.clone();
+        self.domain_info(group.hub(), self.deadline()).await?;
+        self.transact(move |core| core.decline_waiting(&of_group)).await?;
+        self.resume().await
     }
 
     /// Deletes `group`: removes everybody else by a Commit, from which they learn of it, and then there is no group (S7).
@@ -218,6 +271,11 @@ pub(super) async fn cover_for_ever(client: &Client) -> Result<()> {
             Err(None) => client.shared.covers_changed.notified().await,
         }
     }
+}
+
+fn is_welcome(entry: &[u8]) -> bool {
+    let Ok(QueueEntry { delivery: Delivery::Message(message), .. }) = decode(entry) else { return false };
+    matches!(mls::read_message(&message.message), Ok(MlsMessageBodyIn::Welcome(_)))
 }
 
 #[cfg(test)]

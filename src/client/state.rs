@@ -126,6 +126,10 @@ pub(super) struct Account {
     pub(super) key_packages: u32,
     /// Whether the queue is made and KeyPackages are published.
     pub(super) complete: bool,
+    /// Whether the user's groups are still to be looked for (X6).
+    pub(super) rejoin: bool,
+    /// Whether invitations wait for the user's word.
+    pub(super) hold_invitations: bool,
 }
 
 /// Where a client's user key and certificates are from.
@@ -245,6 +249,10 @@ pub(super) enum Purpose {
         epoch: u64,
         hash: [u8; 32],
         text: String,
+    },
+    /// An invitation that cannot be used: the leaf that it made is to go.
+    Decline {
+        group: String,
     },
 }
 
@@ -415,6 +423,8 @@ pub(super) mod tests {
                 client: String::new(),
                 key_packages: 20,
                 complete: false,
+                rejoin: false,
+                hold_invitations: false,
             },
             queue: Some(Queue { id: QueueId([9; 16]), generation: 1, retiring: None, next: 5, acked: 4 }),
             key_packages: vec![KeptKeyPackage {

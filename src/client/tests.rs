@@ -20,7 +20,7 @@ use super::event::Event;
 use super::history::read_history;
 use super::mls::{self, Leaf, Provider};
 use super::outgoing::{Answer, CommitOutcome, MessageOutcome};
-use super::receive::Need;
+use super::receive::{Need, WaitingWelcome};
 use super::state::tests::sample;
 use super::state::{Blob, GroupStatus, Outgoing, Plan, Purpose, Queue, Store};
 use crate::base::crypto::{SigningKey, sha256};
@@ -250,9 +250,9 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     let tree = tree_of(&alice, &group);
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == a.domain));
     bob.core.pin(&a.domain, &a.info).expect("is pinned");
-    assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree { epoch: 1, .. }))));
+    assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree(WaitingWelcome { epoch: 1, .. })))));
     // Neither another entry's tree nor giving up another entry touches this one.
-    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree { sequence: 1, .. }))));
+    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree(WaitingWelcome { sequence: 1, .. })))));
     bob.core.skip_backlog(&group, 2, "not this one".into()).expect("does nothing");
     assert!(matches!(bob.core.take_backlog(&group, Some((1, &tree))), Ok(None)));
     assert_eq!(bob.events(), [Event::Joined { group: group.clone(), epoch: 1 }]);

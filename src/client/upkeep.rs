@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
+use openmls_traits::OpenMlsProvider as _;
 use tokio::time::Instant;
 
 use super::Client;
 use super::core::{Core, Result};
 use super::error::ClientError;
 use super::mls;
-use super::state::{Plan, Purpose};
+use super::state::{GroupStatus, Outgoing, Plan, Purpose};
 use crate::base::crypto::sha256;
-use crate::base::{GroupUri, UnixMillis, limits};
+use crate::base::ids::RequestId;
+use crate::base::{Context as _, GroupUri, UnixMillis, limits};
 use crate::wire::Reply;
 use crate::wire::qs::{QsMessage, QsRequest, QsSender, RetireGeneration};
 use crate::wire::request::Service;
@@ -62,6 +64,32 @@ impl Core {
         Ok(over.len())
     }
 
+    /// Takes a request out of the outbox unanswered, with what was only there for it.
+    fn give_up_on(&mut self, outgoing: &Outgoing) -> Result<()> {
+        self.take_outgoing(outgoing.request);
+        match &outgoing.purpose {
+            Purpose::Commit { group, .. } => {
+                let group: GroupUri = group.parse().context("the outbox names no group")?;
+                let Self { groups, provider, .. } = self;
+                if let Some(mls) = groups.get_mut(&group).filter(|_| !outgoing.stale) {
+                    mls.clear_pending_commit(provider.storage()).map_err(mls::failed("withdraw a Commit"))?;
+                }
+                // What waited for the answer comes as it is: if the Commit was accepted, it shows.
+                self.drain_backlog(&group, None)?;
+            }
+            Purpose::CreateGroup { group } => {
+                let group: GroupUri = group.parse().context("the outbox names no group")?;
+                self.forget_group(&group, GroupStatus::Left)?;
+            }
+            Purpose::Join { group, .. } => {
+                let group: GroupUri = group.parse().context("the outbox names no group")?;
+                self.drain_backlog(&group, None)?;
+            }
+            Purpose::KeyPackages | Purpose::Message { .. } | Purpose::Decline { .. } => {}
+        }
+        self.save()
+    }
+
     /// The generation that nothing of this client's needs any more and that is to be retired (X3).
     fn retirable(&self) -> Option<u32> {
         let queue = self.state.queue.as_ref()?;
@@ -77,12 +105,70 @@ impl Core {
     }
 }
 
+/// A request that is not answered yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its id.
+    pub request: RequestId,
+    /// The domain that has to answer.
+    pub destination: String,
+    /// What it is, in a word.
+    pub what: &'static str,
+    /// The group it is about.
+    pub group: Option<String>,
+    /// When it was made, in milliseconds since 1970.
+    pub made_at_ms: u64,
+}
+
 impl Client {
+    /// The requests that are not answered yet, in the order they were made.
+    pub async fn outbox(&self) -> Result<Vec<Waiting>> {
+        self.transact(|core| {
+            let waiting = core.state.outbox.iter().map(|outgoing| {
+                let (what, group) = match &outgoing.purpose {
+                    Purpose::KeyPackages => ("KeyPackages", None),
+                    Purpose::CreateGroup { group } => ("a new group", Some(group.clone())),
+                    Purpose::Commit { group, .. } => ("a Commit", Some(group.clone())),
+                    Purpose::Join { group, .. } => ("an external Commit", Some(group.clone())),
+                    Purpose::Message { group, .. } => ("a message", Some(group.clone())),
+                    Purpose::Decline { group } => ("a declined invitation", Some(group.clone())),
+                };
+                let (destination, made_at_ms) = (outgoing.destination.clone(), outgoing.made_at_ms);
+                Waiting { request: outgoing.request, destination, what, group, made_at_ms }
+            });
+            Ok(waiting.collect())
+        })
+        .await
+    }
+
+    /// Gives up a request that is not answered yet, for a domain that never will. Whether it was acted on stays unknown: a Commit
+    /// of ours that was accepted after all makes the group one to resync.
+    pub async fn drop_outgoing(&self, request: RequestId) -> Result<()> {
+        let busy = self.shared.busy.clone();
+        self.transact(move |core| {
+            let Some(outgoing) = core.state.outbox.iter().find(|kept| kept.request == request).cloned() else {
+                return Err(ClientError::Invalid("there is no such request any more".into()));
+            };
+            let Some(_held) = busy.take(outgoing.clone()) else {
+                return Err(ClientError::Invalid("the request is being sent by another operation".into()));
+            };
+            core.give_up_on(&outgoing)
+        })
+        .await
+    }
+
     /// A round of upkeep. Each part has its own time: none holds up another.
     pub(super) async fn upkeep(&self) -> Result<()> {
         let soon = || Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
         if self.shared.upkeep.unattended {
             self.resync_lost(soon()).await?;
+        }
+        if self.transact(|core| Ok(core.state.account.rejoin)).await? {
+            match self.rejoin_by(soon()).await {
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => tracing::debug!(%error, "the user's groups are joined later"),
+                Ok(_) => {}
+            }
         }
         for done in [self.renew_leaves(soon()).await, self.retire(soon()).await] {
             match done {

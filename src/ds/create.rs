@@ -67,7 +67,6 @@ pub fn decide(
     if on("DS-012") && identity.client.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    // DS-034 (S6): the GroupInfo is valid, of epoch 0, with one leaf and the DS in its external_senders.
     let created = Tree::create(&body.group_id, &body.group_info, hub.context_rules())?;
     // DS-035 (S6): its only leaf has the KeyPackage's credential and key.
     if on("DS-035") && created.leaf != key_package.claim {

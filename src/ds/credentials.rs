@@ -36,7 +36,7 @@ pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentit
     Ok(identity)
 }
 
-/// DS-021: as [`identify`] for many leaves; asks for all missing roots at once.
+/// DS-021: that holds for every leaf that enters; roots that are not pinned yet are asked for, all at once.
 pub(super) fn identify_all<'a>(
     hub: &Hub<'_>,
     claims: impl IntoIterator<Item = &'a LeafClaim>,

@@ -37,7 +37,7 @@ pub(super) fn newcomer<'a>(state: &GroupState, sender: &'a Sender, kind: Kind) -
     let newcomer = match kind {
         Kind::JoinGroup => {
             let user = sender.user()?;
-            // DS-092: join_group is for users without a leaf in the group.
+            // DS-092 (S9): join_group is for users without a leaf in the group.
             if on("DS-092") && state.has_user(&user.user) {
                 return Err(ErrorCode::NotAuthorized.into());
             }

@@ -20,7 +20,7 @@ pub(super) fn check(
 ) -> Result<(), Rejection> {
     let refused = || Err(Rejection::from(ErrorCode::InvalidCommit));
     let (adds, removes) = (!changes.added.is_empty(), !changes.removed_by_value.is_empty());
-    // DS-047: no proposals but Adds, Removes and Updates, or in update_group GroupContextExtensions; and not too many by value.
+    // DS-047: no proposals but Adds, Removes and Updates, or in update_group GroupContextExtensions, and not too many by value.
     let foreign = changes.others > 0 || (changes.context.is_some() && kind != Kind::UpdateGroup);
     if on("DS-047") && (foreign || changes.by_value > hub.limits.commit_proposals_max) {
         return refused();
@@ -32,7 +32,7 @@ pub(super) fn check(
         Kind::RemoveClients => check_removes_clients(state, changes)?,
         // DS-050: update_client has a path and nothing by value.
         Kind::UpdateClient if on("DS-050") && (!changes.has_path || changes.by_value > 0) => return refused(),
-        // DS-077: update_group replaces the GroupContext's extensions and does nothing else.
+        // DS-077 (S9): update_group replaces the GroupContext's extensions and does nothing else.
         Kind::UpdateGroup if on("DS-077") && (changes.context.is_none() || adds || removes) => return refused(),
         Kind::DeleteGroup => {
             let others = state.members.keys().filter(|leaf_index| **leaf_index != sender.leaf_index);

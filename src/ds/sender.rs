@@ -62,6 +62,7 @@ impl Sender {
     /// The member that asks as one, by its leaf.
     pub(super) fn leaf(&self) -> Result<&Authenticated, Rejection> {
         match self {
+            // DS-018 (S2): the sender id is of a kind that may ask this.
             Self::Member(member) if !on("DS-018") || !member.as_joiner => Ok(member),
             Self::Former { refused, .. } => Err((*refused).into()),
             _ => Err(wrong_kind()),
@@ -102,7 +103,8 @@ pub fn authenticate(
     through: &Domain,
 ) -> Result<Sender, Refusal> {
     let sender = identify(hub, state, request, message, through);
-    // Whoever repeats what was accepted before still finds its answer; nobody else has anything to ask of a group that is gone.
+    // DS-017 (S7): a deleted group takes nothing. Whoever repeats what was accepted before still finds its answer; nobody else has
+    // anything to ask of a group that is gone.
     if state.head.closed_at_ms.is_some() && on("DS-017") {
         return sender.map_err(|_| ErrorCode::GroupDeleted.into());
     }
@@ -129,7 +131,7 @@ fn identify(
         let refused = answer("DS-010", ErrorCode::NotAuthorized, ErrorCode::Internal);
         return former(state, request, leaf_index, through, refused);
     };
-    // DS-011 (S3): signed by that leaf's key.
+    // DS-011 (S3): the request is signed by the key that its sender id names.
     if on("DS-011") && !request.is_signed_by(&member.signature_key) {
         return former(state, request, leaf_index, through, ErrorCode::BadSignature);
     }
@@ -179,6 +181,7 @@ pub fn authenticate_user(
     if on("DS-014") && identity.user_key_hash[..] != hash[..] {
         return Err(ErrorCode::NotAuthorized.into());
     }
+    // DS-011 (S3): the request is signed by the key that its sender id names.
     if on("DS-011") && !request.is_signed_by(&identity.public_key) {
         return Err(ErrorCode::BadSignature.into());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Accepted, Decision, GroupState, Hub, Outcome, Refusal, Sender, create, decide, needs_tree, sender};
 use crate::base::crypto::SigningKey;
@@ -28,12 +29,15 @@ pub(super) struct TestHub {
     /// The first snapshot and all log records, as storage would have them.
     pub(super) snapshot: Vec<u8>,
     pub(super) log: Vec<Vec<u8>>,
+    pub(super) group_info: Vec<u8>,
+    /// How far the hub's clock is ahead of the machine's.
+    pub(super) ahead: Duration,
 }
 
 impl TestHub {
     pub(super) fn new() -> Self {
         let now = UnixMillis::now();
-        let domains: Vec<Domain> = ["a.test", "b.test"].iter().map(|name| name.parse().expect("a domain")).collect();
+        let domains: Vec<Domain> = ["a.test", "b.test", "c.test"].iter().map(|name| name.parse().expect("a domain")).collect();
         let as_roots: HashMap<Domain, AsRoot> =
             domains.iter().map(|domain| (domain.clone(), AsRoot::create(domain, now).expect("a root"))).collect();
         let roots = as_roots.iter().map(|(domain, root)| {
@@ -59,13 +63,15 @@ impl TestHub {
             tree: None,
             snapshot: Vec::new(),
             log: Vec::new(),
+            group_info: Vec::new(),
+            ahead: Duration::ZERO,
         }
     }
 
     pub(super) fn hub(&self) -> Hub<'_> {
         Hub {
             domain: &self.domain,
-            now: UnixMillis::now(),
+            now: UnixMillis::now().plus(self.ahead),
             roots: &self.roots,
             revoked: &self.revoked,
             limits: &self.limits,
@@ -99,6 +105,7 @@ impl TestHub {
         let DsRequest::CreateGroup(body) = &message.request else { unreachable!("a create_group") };
         let created = create::decide(&self.hub(), request, message, body, through)?;
         let change = created.outcome.change.expect("a new group has a state");
+        self.group_info = change.group_info.unwrap_or_default();
         self.state = Some(GroupState {
             uri: created.uri,
             revision: 0,
@@ -135,6 +142,23 @@ impl TestHub {
         }
     }
 
+    /// What the DS does on its own: applied as storage would.
+    pub(super) fn act(&mut self, decide: impl FnOnce(&Hub<'_>, &GroupState) -> Option<Outcome>) -> Option<Outcome> {
+        let mut outcome = decide(&self.hub(), self.state())?;
+        self.apply(&mut outcome);
+        Some(outcome)
+    }
+
+    /// The encoded ratchet_tree of the current epoch.
+    pub(super) fn ratchet_tree(&self) -> Vec<u8> {
+        self.tree.as_ref().expect("the group is made").ratchet_tree().expect("encodes")
+    }
+
+    /// Revokes these keys of a domain.
+    pub(super) fn revoke(&mut self, domain: &Domain, hashes: &[[u8; 32]]) {
+        self.revoked.insert(domain.clone(), Arc::new(hashes.iter().copied().collect()));
+    }
+
     /// Decides a request to the group; nothing changes.
     pub(super) fn decide(&mut self, request: &ClientRequest, through: &Domain) -> Result<Decision, Refusal> {
         let sender = self.authenticate(request, through)?;
@@ -148,6 +172,9 @@ impl TestHub {
 
     fn apply(&mut self, outcome: &mut Outcome) {
         if let Some(change) = outcome.change.take() {
+            if let Some(group_info) = &change.group_info {
+                self.group_info.clone_from(group_info);
+            }
             self.state.as_mut().expect("the group is made").apply(change);
         }
     }

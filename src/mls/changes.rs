@@ -110,7 +110,7 @@ impl Changes {
         Some(())
     }
 
-    /// DS-043 (R3): a signature key stands in the tree once (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
+    /// DS-043 (R3): a signature key stands in the tree once, whatever brings it (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
     /// would pass, and the group could never be imported again.
     pub(super) fn check_signature_keys(&self, group: &PublicGroup) -> Result<(), Rejection> {
         let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
@@ -131,7 +131,7 @@ impl Changes {
 
 /// Who a leaf node says it is, if other libraries can read it.
 pub(super) fn examine_leaf(leaf: &LeafNode, refused: ErrorCode) -> Result<LeafClaim, Rejection> {
-    // DS-046 (R3): capabilities list no default type.
+    // DS-046 (R3): capabilities list no default extension or proposal type.
     if on("DS-046") && !capabilities_are_interoperable(leaf.capabilities()) {
         return Err(refused.into());
     }

@@ -69,6 +69,7 @@ impl Tree {
     /// Imports a new group from its GroupInfo with ratchet_tree extension (S5, S6): epoch 0, one leaf. Returns the group and its
     /// only leaf with its first snapshot. OpenMLS verifies the tree, the leaf and the GroupInfo's signature.
     pub fn create(group_id: &[u8], group_info: &[u8], rules: ContextRules<'_>) -> Result<NewTree, Rejection> {
+        // DS-034 (S6): the GroupInfo is valid, of epoch 0, with one leaf and the DS in its external_senders.
         let refused = || Rejection::from(answer("DS-034", ErrorCode::InvalidGroupInfo, ErrorCode::Internal));
         let info = read_group_info(group_info)?;
         if info.group_id().as_slice() != group_id
@@ -153,7 +154,7 @@ impl Tree {
         let message = ProtocolMessage::from(proposal.message);
         let processed = self.group.process_message(&VerifyOnly, message).map_err(|_| refused())?;
         let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else { return Err(refused()) };
-        // DS-085: it is the Update of the sender's own leaf; to leave there is leave_group, and the rest is for Commits.
+        // DS-085 (S9): it is the Update of the sender's own leaf; to leave there is leave_group, and the rest is for Commits.
         let Proposal::Update(update) = queued.proposal() else {
             return Err(answer("DS-085", ErrorCode::InvalidProposal, ErrorCode::Internal).into());
         };
@@ -201,7 +202,7 @@ impl Tree {
 
     /// Validates a Commit, a member's or an external one, and the GroupInfo of the epoch it begins (R3, R5). Nothing changes yet.
     pub fn stage(&self, commit: FramedCommit, group_info: &[u8], rules: ContextRules<'_>) -> Result<StagedUpdate, Rejection> {
-        // DS-042 (R3): a valid Commit of this group and epoch, as far as a server can see: framing, signature, proposals, path.
+        // DS-042 (R3): the Commit is valid, as far as a server can see: framing, signature, proposals, path (OpenMLS).
         let refused = || Rejection::from(answer("DS-042", ErrorCode::InvalidCommit, ErrorCode::Internal));
         let tag = commit.message.confirmation_tag().cloned().ok_or_else(refused)?;
         let processed = self.group.process_message(&VerifyOnly, ProtocolMessage::from(commit.message)).map_err(|_| refused())?;
@@ -214,6 +215,8 @@ impl Tree {
             (Sender::NewMemberCommit, Some((index, _))) => LeafNodeIndex::new(*index),
             _ => return Err(refused()),
         };
+        // DS-045 (R5): the GroupInfo has the staged context, the Commit's confirmation tag, an external_pub, no tree, and the signature of
+        // the committer's key after the Commit.
         let fits = check_group_info(&self.group, committer, &staged, tag, group_info);
         if on("DS-045") {
             fits?;

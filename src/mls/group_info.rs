@@ -20,7 +20,7 @@ pub(super) fn read_group_info(octets: &[u8]) -> Result<VerifiableGroupInfo, Reje
     }
 }
 
-/// DS-045 (R5): the GroupInfo has exactly the staged context, the Commit's confirmation tag and an external_pub, and is signed by the
+/// Whether the GroupInfo has exactly the staged context, the Commit's confirmation tag and an external_pub, and is signed by the
 /// committer's key after the Commit. `committer`: its leaf then.
 pub(super) fn check_group_info(
     group: &PublicGroup,

@@ -29,7 +29,7 @@ pub struct ValidKeyPackage {
 
 /// Validates the MLSMessage of a KeyPackage (RFC 9420 §10.1). OpenMLS compares the lifetime with the system's clock.
 pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection> {
-    // DS-027: limits come before decoding.
+    // DS-027: a KeyPackage is not larger than one can be.
     if on("DS-027") && octets.len() > KEY_PACKAGE_BYTES_MAX {
         return Err(ErrorCode::TooLarge.into());
     }
@@ -43,14 +43,14 @@ pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection>
 /// What the server needs to know of a KeyPackage that OpenMLS has validated, and the checks OpenMLS leaves to it.
 pub(super) fn examine(key_package: &KeyPackage) -> Result<ValidKeyPackage, Rejection> {
     let refused = || Rejection::from(ErrorCode::InvalidKeyPackage);
-    // DS-046 (R3): capabilities list no default type.
+    // DS-046 (R3): capabilities list no default extension or proposal type.
     if on("DS-046") && !capabilities_are_interoperable(key_package.leaf_node().capabilities()) {
         return Err(refused());
     }
     if u16::from(key_package.ciphersuite()) != CIPHERSUITE {
         return Err(refused());
     }
-    // DS-029 (R7): a lifetime of acceptable length (RFC 9420 §7.2); OpenMLS knows the limit and does not ask.
+    // DS-029 (R7): a KeyPackage's lifetime is of acceptable length (RFC 9420 §7.2); OpenMLS knows the limit and does not ask.
     if on("DS-029") && !key_package.life_time().has_acceptable_range() {
         return Err(refused());
     }
