@@ -156,7 +156,7 @@ impl TestHub {
 
     /// Revokes these keys of a domain.
     pub(super) fn revoke(&mut self, domain: &Domain, hashes: &[[u8; 32]]) {
-        self.revoked.insert(domain.clone(), Arc::new(hashes.iter().copied().collect()));
+        self.revoked.insert(domain.clone(), Arc::new(RevokedKeys::new(hashes.iter().copied(), UnixMillis(u64::MAX))));
     }
 
     /// Decides a request to the group; nothing changes.
