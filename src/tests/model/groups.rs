@@ -24,6 +24,9 @@ use crate::wire::ds::*;
 use crate::wire::qs::QueueBinding;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply, Service};
 
+/// Where OpenMLS wants extensions listed that RFC 9420 does not define.
+const EXTENSION_REQUIRED_CAPABILITIES: u16 = 3;
+
 /// Groups are many; most of what happens, happens in a few of them.
 const GROUPS_MAX: usize = 12;
 
@@ -129,11 +132,12 @@ impl World {
             let roots = AsRoots::new(root.domain().clone(), vec![root.certificate().to_vec()]).expect("roots");
             (root.domain().clone(), Arc::new(roots))
         });
+        let nobody = RevokedKeys::new([], UnixMillis(u64::MAX));
         Self {
             people,
             homes: homes.collect(),
             roots: roots.collect(),
-            revoked: HashMap::new(),
+            revoked: people.domains.iter().map(|domain| (domain.clone(), Arc::new(nobody.clone()))).collect(),
             limits: limits(),
             now,
             groups: Vec::new(),
@@ -220,7 +224,7 @@ impl World {
             self.counts.refused += 1;
             return Ok(());
         }
-        let Ok(created) = created else { return Err(TestCaseError::fail("a good create_group is refused")) };
+        let created = created.map_err(|refusal| TestCaseError::fail(format!("a good create_group: {refusal:?}")))?;
         let change = created.outcome.change.expect("a new group has a state");
         let members = change.set.into_iter().collect();
         let state = GroupState { uri: created.uri, revision: 0, head: change.head, members };
@@ -595,8 +599,10 @@ impl World {
             device.key_package(Some(&config(device.domain(), information)))
         });
         let extensions = policy.map(|open| {
+            let [high, low] = JOIN_POLICY_EXTENSION.to_be_bytes();
+            let required = Extension { kind: EXTENSION_REQUIRED_CAPABILITIES, data: vec![2, high, low, 0, 0] };
             let policy = Extension { kind: JOIN_POLICY_EXTENSION, data: vec![u8::from(open)] };
-            vec![external_senders(&self.homes[group.hub].external_sender), policy]
+            vec![external_senders(&self.homes[group.hub].external_sender), required, policy]
         });
         let change =
             Change { cover, add: add.collect(), remove: removes.iter().copied().collect(), extensions, ..Change::default() };

@@ -16,7 +16,8 @@ use std::sync::LazyLock;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{RngSeed, TestCaseError, TestError, TestRunner};
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::{RngSeed, TestCaseError, TestRunner};
 
 use super::forged::Device;
 use crate::base::{Domain, UnixMillis};
@@ -28,8 +29,8 @@ use groups::World;
 const CASES: u32 = 4;
 const OPERATIONS: std::ops::Range<usize> = 2_000..2_600;
 
-/// How often a failing sequence may be run again to make it shorter.
-const SHRINKS_MAX: u32 = 400;
+/// How often a failing sequence is run again to make it shorter.
+const SHRINKS_MAX: u32 = 300;
 
 /// The domains; the first two are hubs of groups.
 const DOMAINS: [&str; 3] = ["a.test", "b.test", "c.test"];
@@ -235,41 +236,56 @@ static PEOPLE: LazyLock<People> = LazyLock::new(|| {
     People { domains, roots, devices }
 });
 
-fn run(steps: &[Step]) -> Result<groups::Counts, TestCaseError> {
+fn run<'a>(steps: impl Iterator<Item = &'a Step>) -> Result<groups::Counts, (usize, TestCaseError)> {
     let mut world = World::new(&PEOPLE);
-    for (number, step) in steps.iter().enumerate() {
-        world.step(step).map_err(|error| match error {
-            TestCaseError::Fail(reason) => TestCaseError::fail(format!("step {number}, {step:?}: {reason}")),
-            other => other,
-        })?;
+    let mut done = 0;
+    for step in steps {
+        world.step(step).map_err(|error| (done, error))?;
+        done += 1;
     }
-    world.finish()
+    world.finish().map_err(|error| (done, error))
+}
+
+/// Fewer steps that still fail, as long as there is time: without what comes after the failure, then without ever shorter stretches.
+fn shortened(mut steps: Vec<Step>, failed_at: usize, mut why: TestCaseError) -> (Vec<Step>, TestCaseError) {
+    steps.truncate(failed_at + 1);
+    let mut runs = 0;
+    let mut stretch = steps.len().div_ceil(2);
+    while stretch > 0 {
+        let mut from = 0;
+        while from < steps.len() && runs < SHRINKS_MAX {
+            let rest = steps.iter().take(from).chain(steps.iter().skip(from + stretch));
+            runs += 1;
+            match run(rest) {
+                Ok(_) => from += stretch,
+                Err((failed_at, error)) => {
+                    let rest = steps.iter().take(from).chain(steps.iter().skip(from + stretch));
+                    steps = rest.take(failed_at + 1).cloned().collect();
+                    why = error;
+                }
+            }
+        }
+        stretch /= 2;
+    }
+    (steps, why)
 }
 
 #[test]
 fn the_cores_do_what_the_model_says() {
     let seed = std::env::var("MIMI_MODEL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
     println!("MIMI_MODEL_SEED={seed} repeats this run");
-    let config = ProptestConfig {
-        cases: CASES,
-        failure_persistence: None,
-        rng_seed: RngSeed::Fixed(seed),
-        max_shrink_iters: SHRINKS_MAX,
-        ..ProptestConfig::default()
-    };
+    let mut runner = TestRunner::new(ProptestConfig { rng_seed: RngSeed::Fixed(seed), ..ProptestConfig::default() });
     let mut total = groups::Counts::default();
-    let counts = std::sync::Mutex::new(&mut total);
-    let outcome = TestRunner::new(config).run(&vec(step(), OPERATIONS), |steps| {
-        let counted = run(&steps)?;
-        counts.lock().expect("no case panics with it").add(&counted);
-        Ok(())
-    });
-    match outcome {
-        Ok(()) => {}
-        Err(TestError::Fail(reason, steps)) => {
-            panic!("MIMI_MODEL_SEED={seed}: {reason}\nafter these {} steps:\n{steps:#?}", steps.len())
+    for _ in 0..CASES {
+        let steps = vec(step(), OPERATIONS).new_tree(&mut runner).expect("steps").current();
+        match run(steps.iter()) {
+            Ok(counts) => total.add(&counts),
+            Err((failed_at, error)) => {
+                let (steps, error) = shortened(steps, failed_at, error);
+                let steps: Vec<String> = steps.iter().map(|step| format!("{step:?}")).collect();
+                panic!("MIMI_MODEL_SEED={seed}: {error}\nafter these {} steps:\n{}", steps.len(), steps.join("\n"));
+            }
         }
-        Err(TestError::Abort(reason)) => panic!("MIMI_MODEL_SEED={seed}: {reason}"),
     }
     println!("{total:?}");
     // Else the operations do not reach what they are there for.
