@@ -156,7 +156,8 @@ impl TestHub {
 
     /// Revokes these keys of a domain.
     pub(super) fn revoke(&mut self, domain: &Domain, hashes: &[[u8; 32]]) {
-        self.revoked.insert(domain.clone(), Arc::new(RevokedKeys::new(hashes.iter().copied(), UnixMillis(u64::MAX))));
+        let keys = RevokedKeys::new(hashes.iter().copied(), UnixMillis(u64::MAX));
+        self.revoked.insert(domain.clone(), Arc::new(keys));
     }
 
     /// Decides a request to the group; nothing changes.
