@@ -27,8 +27,9 @@ use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply, Serv
 /// Where OpenMLS wants extensions listed that RFC 9420 does not define.
 const EXTENSION_REQUIRED_CAPABILITIES: u16 = 3;
 
-/// Groups are many; most of what happens, happens in a few of them.
-const GROUPS_MAX: usize = 12;
+/// Groups are many; most of what happens, happens in the youngest of them.
+const GROUPS_MAX: usize = 100;
+const YOUNG_GROUPS: usize = 6;
 
 /// Small enough to be reached.
 fn limits() -> Limits {
@@ -179,7 +180,9 @@ impl World {
             }
             _ if self.groups.is_empty() => self.create(0, step),
             _ => {
-                let group = usize::from(step.group) % self.groups.len();
+                let old = step.group >= 240;
+                let among = if old { self.groups.len() } else { self.groups.len().min(YOUNG_GROUPS) };
+                let group = self.groups.len() - 1 - usize::from(step.group) % among;
                 self.step_in(group, step)
             }
         }

@@ -337,7 +337,7 @@ impl Queues {
             delivery: Delivery::Reset,
         };
         let incarnation = Incarnation::random();
-        let unannounced = LaneFrame { lane_sequence: 1, ..lost[0].frame.clone() };
+        let unannounced = LaneFrame { delivery: Delivery::MessagesLost, ..first.clone() };
         let refused = lanes::decide(lane.state.as_ref(), incarnation, &[head(&unannounced)], &lane.kept);
         prop_assert_eq!(refused, LaneDecision::Conflict, "a new life without a reset");
         lane.incarnation = incarnation;
