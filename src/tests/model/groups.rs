@@ -395,6 +395,7 @@ impl World {
         if let Some(detail) = rejection.as_wrong_epoch() {
             prop_assert_eq!(detail.current_epoch, group.known.epoch);
             if let Some(hash) = detail.accepted_commit_hash {
+                // Of a Commit, that of the epoch before; of a message, of one some epochs ago.
                 prop_assert!(group.commits.values().any(|known| *known == hash), "a hash that is no Commit's");
             }
         }
@@ -612,9 +613,13 @@ impl World {
         let staying: BTreeSet<u32> = after.leaves().into_iter().filter(|leaf| !gone.contains(leaf)).collect();
         let Ok(forged) = after.commit(by, change) else { return Ok(()) };
         let commit = Commit { by, kind, adds: &adds, removes: &removes, policy, covers: &covers };
-        let faults = known.judge_commit(self.people, self.limits.group_leaves_max, &commit);
+        let mut faults = known.judge_commit(self.people, self.limits.group_leaves_max, &commit);
+        if is_stale && !known.closed {
+            // Told before anything else is looked at.
+            faults = vec![Some(ErrorCode::WrongEpoch)];
+        }
         let mut ask = self.as_leaf(index, by, request_of(&group.room, kind, &forged));
-        let spoilt = self.spoil(index, &mut ask, spoil) || is_stale;
+        let spoilt = self.spoil(index, &mut ask, spoil);
 
         let (everyone, before) = (self.members(index), known.information.clone());
         let others: BTreeSet<u32> = everyone.iter().copied().filter(|leaf| *leaf != by).collect();
