@@ -6,5 +6,6 @@ mod model;
 mod refusals;
 mod rules;
 mod source;
+mod start;
 mod switched_off;
 mod unit_tests;

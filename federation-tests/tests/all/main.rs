@@ -4,10 +4,14 @@
 mod cli;
 mod client_crash;
 mod crash;
+mod devices;
 mod docs;
+mod gathering;
 mod idempotency;
+mod leaving;
 mod network;
 mod process;
 mod racing;
+mod recovery;
 mod refusals;
 mod secrecy;
