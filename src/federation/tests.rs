@@ -166,7 +166,7 @@ impl Node {
 }
 
 fn pool_at(tls: &NodeTls, version: &'static str, addresses: Vec<SocketAddr>) -> PeerPool {
-    let resolver = Resolver::new(&ResolverSettings { servers: vec![loopback()] })
+    let resolver = Resolver::new(&ResolverSettings { servers: vec![loopback()], ..ResolverSettings::default() })
         .expect("a resolver")
         .with_static(Service::Federation, HashMap::from([(domain("b.test"), addresses)]));
     let own = tls.domain().clone();
@@ -313,7 +313,7 @@ async fn a_hello_that_does_not_fit_is_refused_by_either_side() {
     // A hello under a certificate of another domain.
     let node = Node::start(&b, "1");
     let liar = Arc::new(TestHello { own: domain("c.test"), version: "1" });
-    let resolver = Resolver::new(&ResolverSettings { servers: vec![loopback()] })
+    let resolver = Resolver::new(&ResolverSettings { servers: vec![loopback()], ..ResolverSettings::default() })
         .expect("a resolver")
         .with_static(Service::Federation, HashMap::from([(domain("b.test"), vec![node.address()])]));
     let pool = PeerPool::new(bind(None), &a, resolver, domain("a.test"), liar).expect("a pool");
@@ -490,7 +490,11 @@ async fn a_silent_address_does_not_hide_the_next_one() {
 async fn the_own_domain_is_no_peer_and_a_dead_name_server_is_not_waited_for() {
     let ca = Ca::new("ca");
     let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
-    let resolver = Resolver::new(&ResolverSettings { servers: vec![silent.local_addr().expect("an address")] }).expect("one");
+    let resolver = Resolver::new(&ResolverSettings {
+        servers: vec![silent.local_addr().expect("an address")],
+        ..ResolverSettings::default()
+    })
+    .expect("one");
     let (tls, own) = (ca.node("a.test"), domain("a.test"));
     let hello = Arc::new(TestHello { own: own.clone(), version: "1" });
     let pool = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello).expect("a pool");

@@ -40,7 +40,7 @@ impl Node {
 
         let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
         let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
-        let resolver = Resolver::new(&ResolverSettings { servers: config.dns.servers.clone() })?;
+        let resolver = Resolver::new(&ResolverSettings { servers: config.dns.servers.clone(), ..ResolverSettings::default() })?;
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
         let hello = Arc::new(OwnHello::new(config.domain.clone()));
