@@ -179,8 +179,24 @@ pub const HELLO_BYTES_MAX: usize = 4 * 1024;
 /// How long either side of a new peer connection waits for the other's `hello`.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (as RFC 8305 does).
-pub const DIAL_STAGGER: Duration = Duration::from_millis(500);
+/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (RFC 8305 §5).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+
+/// Dialling a peer: while the targets of one priority are silent, those of the next are tried beside them after this long. Longer
+/// than [`DIAL_STAGGER`], so that a target that is merely slow is preferred to one that is meant for its absence.
+pub const DIAL_PRIORITY_STAGGER: Duration = Duration::from_millis(1_000);
+
+/// The longest time that `[dns]` or `[dial]` may set, in seconds: a year.
+pub const CONFIGURED_SECONDS_MAX: u64 = 365 * 24 * 60 * 60;
+
+/// Dialling: attempts at one address, or one IPv6 /64, that have found no peer, before it is left alone.
+pub const DIAL_BUDGET: u32 = 32;
+
+/// Dialling: after so long, one attempt more.
+pub const DIAL_BUDGET_REFILL: Duration = Duration::from_secs(1);
+
+/// Dialling: the addresses of which that is known at once.
+pub const DIAL_BUDGETS_MAX: usize = 4_096;
 
 /// Peer connections: how far, in percent, a back-off may be from its nominal length, either way.
 pub const BACKOFF_JITTER_PERCENT: u32 = 20;

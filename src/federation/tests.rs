@@ -18,7 +18,8 @@ use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
 use crate::transport::{
-    Accepted, CloseCode, ConnectionHandler, EndpointSecret, NodeTls, Resolver, ResolverSettings, Service, accept, endpoint,
+    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, Resolver, ResolverSettings, Service,
+    accept, endpoint,
 };
 
 /// A `hello` that is a domain's name, and is judged by a word that both sides must share.
@@ -170,7 +171,13 @@ fn pool_at(tls: &NodeTls, version: &'static str, addresses: Vec<SocketAddr>) -> 
         .expect("a resolver")
         .with_static(Service::Federation, HashMap::from([(domain("b.test"), addresses)]));
     let own = tls.domain().clone();
-    PeerPool::new(bind(None), tls, resolver, own.clone(), Arc::new(TestHello { own, version })).expect("a pool")
+    let hello = Arc::new(TestHello { own: own.clone(), version });
+    PeerPool::new(bind(None), tls, resolver, own, hello, on_loopback()).expect("a pool")
+}
+
+/// Everything here is on this machine.
+fn on_loopback() -> DialSettings {
+    DialSettings { addresses: AddressPolicy::exempting(Network::LOOPBACK), ..DialSettings::default() }
 }
 
 fn soon() -> Instant {
@@ -316,7 +323,7 @@ async fn a_hello_that_does_not_fit_is_refused_by_either_side() {
     let resolver = Resolver::new(&ResolverSettings { servers: vec![loopback()], ..ResolverSettings::default() })
         .expect("a resolver")
         .with_static(Service::Federation, HashMap::from([(domain("b.test"), vec![node.address()])]));
-    let pool = PeerPool::new(bind(None), &a, resolver, domain("a.test"), liar).expect("a pool");
+    let pool = PeerPool::new(bind(None), &a, resolver, domain("a.test"), liar, on_loopback()).expect("a pool");
     assert_eq!(ask(&pool, b"x").await.expect_err("a lie").why, Why::HelloRefused);
     node.stop().await;
 }
@@ -497,7 +504,7 @@ async fn the_own_domain_is_no_peer_and_a_dead_name_server_is_not_waited_for() {
     .expect("one");
     let (tls, own) = (ca.node("a.test"), domain("a.test"));
     let hello = Arc::new(TestHello { own: own.clone(), version: "1" });
-    let pool = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello).expect("a pool");
+    let pool = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello, on_loopback()).expect("a pool");
     assert_eq!(pool.request(&own, b"x", 9, soon()).await.expect_err("not a peer").why, Why::Local);
     let begun = Instant::now();
     let error = pool.request(&domain("b.test"), b"x", 9, soon()).await.expect_err("no DNS");
