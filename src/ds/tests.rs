@@ -11,6 +11,7 @@ fn code(refused: Result<Outcome, Refusal>) -> ErrorCode {
     match refused.expect_err("refused") {
         Refusal::Rejected(rejection) => rejection.code,
         Refusal::NeedsRoots(domains) => unreachable!("roots of {domains:?} are wanted"),
+        Refusal::Failed(fault) => unreachable!("{fault}"),
     }
 }
 
@@ -304,7 +305,7 @@ fn a_group_is_made_by_its_only_member() {
         let request = alice.request(sender, DsRequest::CreateGroup(body));
         match hub.try_create(&request, &a).expect_err("refused") {
             Refusal::Rejected(rejection) => rejection.code,
-            Refusal::NeedsRoots(_) => unreachable!("all roots are known"),
+            _ => unreachable!("all roots are known"),
         }
     };
     let elsewhere = refused(&mut hub, &|body, _| body.group_id = b"mimi://b.test/g/1".as_slice().into());
