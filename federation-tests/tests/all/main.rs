@@ -4,6 +4,7 @@
 mod cli;
 mod client_crash;
 mod crash;
+mod discovery;
 mod docs;
 mod idempotency;
 mod network;

@@ -27,6 +27,9 @@ fn answer(name: &str, kind: RecordType) -> Option<(ResponseCode, Vec<RData>)> {
         ("_mimi-fed._udp.homeless.test.", RecordType::SRV) => found(vec![srv(0, 1, "gone.good.test.")]),
         ("_mimi-fed._udp.fails.test.", _) => Some((ResponseCode::ServFail, vec![])),
         ("_mimi-fed._udp.empty.test." | "n1.good.test." | "n2.good.test.", _) => found(vec![]),
+        ("_mimi-fed._udp.half.test.", RecordType::SRV) => found(vec![srv(0, 7004, "n.half.test.")]),
+        ("n.half.test.", RecordType::A) => found(vec![RData::A(A(Ipv4Addr::new(127, 0, 0, 4)))]),
+        ("n.half.test.", _) => None,
         ("_mimi-fed._udp.silent.test.", _) => None,
         _ => Some((ResponseCode::NXDomain, vec![])),
     }
@@ -101,4 +104,13 @@ async fn kinds_of_failure_are_kept_apart() {
     assert_eq!(targets[0].addresses, [address]);
     let other = resolver.resolve(Service::Client, &domain("silent.test")).await;
     assert!(matches!(other, Err(DiscoveryError::NoSuchDomain { .. })), "{other:?}");
+}
+
+#[tokio::test]
+async fn a_family_that_is_silent_is_not_waited_for() {
+    let (resolver, _) = resolver().await;
+    let begun = tokio::time::Instant::now();
+    let targets = resolver.resolve(Service::Federation, &domain("half.test")).await.expect("targets");
+    assert_eq!(targets[0].addresses, [SocketAddr::from(([127, 0, 0, 4], 7004))]);
+    assert!(begun.elapsed() < limits::DNS_TIMEOUT, "{:?}", begun.elapsed());
 }
