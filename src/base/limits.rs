@@ -156,9 +156,6 @@ pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
 /// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
 pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
 
-/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
-pub const CLAIM_COUNTS_MAX: usize = 65_536;
-
 /// The most users and domains that one user may block (X5).
 pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
 
