@@ -190,8 +190,8 @@ mod tests {
         let check = |enrolled, revoked: Option<&RevokedKeys>| {
             check_account(&alice, enrolled, revoked).map_err(|rejection| rejection.code)
         };
-        let (user_key, other) =
-            (RevokedKeys::new([alice.user_key_hash], UnixMillis(u64::MAX)), RevokedKeys::new([[1; 32]], UnixMillis(u64::MAX)));
+        let revoked = |hash: [u8; 32]| RevokedKeys::new([hash], UnixMillis(u64::MAX));
+        let (user_key, other) = (revoked(alice.user_key_hash), revoked([1; 32]));
         assert_eq!(check(enrolled, None), Ok(()));
         assert_eq!(check(enrolled, Some(&other)), Ok(()));
         let invalid = Err(ErrorCode::InvalidCredential);
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(check(Some([9; 32]), None), invalid, "enrolled anew with another key");
 
         let client = crate::identity::chain::validate_client_chain(&phone.chain, &roots, now).expect("valid");
-        let client_key = RevokedKeys::new([key_hash(phone.key.public())], UnixMillis(u64::MAX));
+        let client_key = revoked(key_hash(phone.key.public()));
         let check = |revoked: Option<&RevokedKeys>| check_client(&client, revoked).map_err(|rejection| rejection.code);
         assert_eq!([None, Some(&other)].map(check), [Ok(()); 2]);
         assert_eq!([Some(&user_key), Some(&client_key)].map(check), [invalid; 2]);

@@ -85,6 +85,12 @@ pub const GROUP_LEAVES_MAX: usize = 2_000;
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
 
+/// The leaf nodes of a group together, in octets: the rest of a frame is for parent nodes, GroupInfo and proposals.
+pub const LEAF_NODES_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// The proposals of members that wait for a group's next Commit together, in octets. An answer carries them beside the tree.
+pub const PENDING_PROPOSALS_BYTES_MAX: usize = 256 * 1024;
+
 /// The largest GroupInfo, in octets, over the extensions of its GroupContext: ids, hashes, external_pub, signature.
 pub const GROUP_INFO_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
 

@@ -58,7 +58,7 @@ pub fn decide(
     if on("DS-033") && !request.is_signed_by(&sender_key) {
         return Err(ErrorCode::BadSignature.into());
     }
-    // Compared first: a name that somebody merely claims must not make this hub look for that domain.
+    // DS-012: a domain speaks for its own users only. Compared first: a name that somebody merely claims must not make this hub look for that domain.
     if on("DS-012") && claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
         return Err(ErrorCode::NotAuthorized.into());
     }

@@ -118,6 +118,7 @@ pub(super) fn joined(
     staged: &StagedUpdate,
 ) -> Result<(u32, Member), Refusal> {
     let changes = &staged.changes;
+    // DS-078 (R4): an external Commit has one ExternalInit, a path, at most one Remove by value, and nothing else.
     let (leaf_index, claim) =
         changes.joined.as_ref().ok_or_else(|| answer("DS-078", ErrorCode::InvalidCommit, ErrorCode::Internal))?;
     let identity = identify(hub, claim)?;
@@ -134,11 +135,11 @@ pub(super) fn joined(
     if on("DS-079") && removed.into_iter().any(|member| member.client != identity.client) {
         return Err(ErrorCode::InvalidCommit.into());
     }
-    if let Newcomer::Leaf(leaf) = newcomer
+    // DS-096 (R4): a resync removes its own old leaf.
+    if let Some(old) = newcomer.leaf_index()
         && on("DS-096")
-        && changes.removed_by_value != BTreeSet::from([leaf.leaf_index])
+        && changes.removed_by_value != BTreeSet::from([old])
     {
-        // DS-096 (R4): a resync removes its own old leaf.
         return Err(ErrorCode::InvalidCommit.into());
     }
     let config = request.queue.ok_or(ErrorCode::InvalidQueueConfig)?;

@@ -167,6 +167,7 @@ pub fn authenticate_user(
 ) -> Result<AuthenticatedUser, Refusal> {
     let DsSenderId::UserKeyHash(hash) = &message.sender_id else { return Err(wrong_kind().into()) };
     let chain: Vec<Vec<u8>> = message.certificates.iter().map(|certificate| certificate.to_vec()).collect();
+    // DS-015 (S20): the user's certificate leads to an AS root of its domain and is valid now.
     let invalid = || Rejection::from(answer("DS-015", ErrorCode::InvalidCredential, ErrorCode::Internal));
     let claimed = claimed_user(&chain).map_err(|_| invalid())?;
     // DS-012: a domain speaks for its own users only. Asked first: a name that somebody merely claims must not make this hub look for that
@@ -175,7 +176,6 @@ pub fn authenticate_user(
         return Err(ErrorCode::NotAuthorized.into());
     }
     let (roots, revoked) = known(hub, claimed.domain())?;
-    // DS-015 (S20): the user's certificate leads to an AS root of its domain and is valid now.
     let identity = validate_user_chain(&chain, roots, hub.now).map_err(|_| invalid())?;
     // DS-014 (S2): user_key_hash is that of the certificate beside it.
     if on("DS-014") && identity.user_key_hash[..] != hash[..] {

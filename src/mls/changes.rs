@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openmls::group::PublicGroup;
 use openmls::prelude::{LeafNode, LeafNodeIndex, Proposal, ProposalOrRefType, Sender, StagedCommit};
+use openmls::treesync::LeafNodeSource;
+use tls_codec::Size as _;
 
 use super::credential::LeafClaim;
 use super::key_package::{ValidKeyPackage, capabilities_are_interoperable, examine};
@@ -24,6 +26,9 @@ pub struct Changes {
     pub removed_by_ds: BTreeSet<u32>,
     /// New leaf nodes of leaves that stay, by path or Update.
     pub updated: BTreeMap<u32, LeafClaim>,
+    /// Those of them whose credential and signature key are the ones of the leaf before, itself not out of a KeyPackage: nothing
+    /// about who they are is new.
+    pub same_identity: BTreeSet<u32>,
     /// The leaf that an external Commit brings, with the index where it will land.
     pub joined: Option<(u32, LeafClaim)>,
     /// Whether the Commit has a path.
@@ -34,6 +39,8 @@ pub struct Changes {
     pub external_inits: usize,
     /// What the new GroupContext says, if the Commit replaces its extensions.
     pub context: Option<ContextFacts>,
+    /// The octets of the leaf nodes that are new, and of those that they replace or that are gone.
+    pub(super) leaf_octets: (usize, usize),
     /// Proposals of any other type than Add, Remove, Update, ExternalInit and GroupContextExtensions, or from where they may not
     /// come.
     pub others: usize,
@@ -55,7 +62,10 @@ impl Changes {
             let by_value = queued.proposal_or_ref_type() == ProposalOrRefType::Proposal;
             changes.by_value += usize::from(by_value);
             match (queued.proposal(), queued.sender()) {
-                (Proposal::Add(add), _) if by_value => joins.push(examine(add.key_package())?),
+                (Proposal::Add(add), _) if by_value => {
+                    changes.leaf_octets.0 += add.key_package().leaf_node().tls_serialized_len();
+                    joins.push(examine(add.key_package())?);
+                }
                 (Proposal::Remove(remove), _) if by_value => {
                     changes.removed_by_value.insert(remove.removed().u32());
                 }
@@ -63,7 +73,7 @@ impl Changes {
                     changes.removed_by_ds.insert(remove.removed().u32());
                 }
                 (Proposal::Update(update), Sender::Member(index)) => {
-                    changes.updated.insert(index.u32(), examine_leaf(update.leaf_node(), ErrorCode::InvalidCommit)?);
+                    changes.update(group, *index, update.leaf_node())?;
                 }
                 (Proposal::ExternalInit(_), Sender::NewMemberCommit) => changes.external_inits += 1,
                 (Proposal::GroupContextExtensions(_), _) if by_value => replaces_context = true,
@@ -75,12 +85,18 @@ impl Changes {
         changes.has_path = path_leaf.is_some();
         let joining = match (path_leaf, sender) {
             (Some(leaf), Sender::Member(index)) => {
-                changes.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
+                changes.update(group, *index, leaf)?;
                 None
             }
-            (Some(leaf), _) => Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?),
+            (Some(leaf), _) => {
+                changes.leaf_octets.0 += leaf.tls_serialized_len();
+                Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?)
+            }
             (None, _) => None,
         };
+        let replaced =
+            changes.removed.iter().chain(changes.updated.keys()).filter_map(|index| group.leaf(LeafNodeIndex::new(*index)));
+        changes.leaf_octets.1 = replaced.map(|leaf| leaf.tls_serialized_len()).sum();
         changes.place(group, joining, joins).ok_or_else(refused)?;
         if replaces_context {
             let staying = group.treesync().full_leaves().filter(|(index, _)| !changes.removed.contains(&index.u32()));
@@ -88,6 +104,20 @@ impl Changes {
             changes.context = Some(examine_context(staged.group_context(), rules, ErrorCode::InvalidCommit)?);
         }
         Ok(changes)
+    }
+
+    fn update(&mut self, group: &PublicGroup, index: LeafNodeIndex, leaf: &LeafNode) -> Result<(), Rejection> {
+        self.leaf_octets.0 += leaf.tls_serialized_len();
+        self.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
+        let is_same = |old: &LeafNode| {
+            old.credential() == leaf.credential()
+                && old.signature_key() == leaf.signature_key()
+                && !matches!(old.leaf_node_source(), LeafNodeSource::KeyPackage(_))
+        };
+        if group.leaf(index).is_some_and(is_same) {
+            self.same_identity.insert(index.u32());
+        }
+        Ok(())
     }
 
     /// Where new leaves will land: RFC 9420 §12.4.2 applies Removes, then each Add takes the leftmost blank leaf, or a new one at

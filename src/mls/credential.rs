@@ -29,8 +29,8 @@ impl LeafClaim {
 
 /// The certificates of an X.509 credential: RFC 9420 §5.3 `Certificate certificates<V>`, whose outer length OpenMLS takes off.
 fn certificates(credential: &Credential) -> Result<Vec<Vec<u8>>, Rejection> {
-    let refused = || Rejection::from(answer("DS-026", ErrorCode::InvalidCredential, ErrorCode::Internal));
     // DS-026 (R8): a credential is X.509, with a chain of bounded length and size.
+    let refused = || Rejection::from(answer("DS-026", ErrorCode::InvalidCredential, ErrorCode::Internal));
     if credential.credential_type() != CredentialType::X509 {
         return Err(refused());
     }

@@ -16,7 +16,7 @@ use crate::identity::{AsRoot, key_hash};
 use crate::wire::ds::*;
 use crate::wire::{ClientRequest, Content, List, Opaque, Service, encode};
 
-const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+pub(crate) const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
 struct TestSigner<'a>(&'a SigningKey);
 
@@ -111,6 +111,12 @@ impl TestClient {
             group_id: self.group_id.clone(),
             hub: self.hub.clone(),
         }
+    }
+
+    /// The same client, at home in another group of the hub.
+    pub(crate) fn in_group(mut self, id: u8) -> Self {
+        self.group_id = GroupUri::new(&self.hub, &[id; 16]).to_bytes();
+        self
     }
 
     pub(crate) fn key_hash(&self) -> [u8; 32] {
@@ -398,6 +404,11 @@ impl TestClient {
         let processed = group.process_message(provider, message).expect("valid for members, too");
         let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else { unreachable!("a proposal") };
         group.store_pending_proposal(provider.storage(), *queued).expect("kept");
+    }
+
+    /// An encoded ExternalSender with this client's key.
+    pub(crate) fn external_sender(&self) -> Vec<u8> {
+        super::external_sender::encode_external_sender(self.key.public(), &self.chain).expect("encodes")
     }
 
     /// Forgets what was proposed.

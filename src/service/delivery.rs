@@ -208,7 +208,19 @@ impl Service {
         let state = state.as_ref().context("a loaded group has no state")?;
         let decision = ds::decide(hub, state, tree.as_mut().map(|hot| &mut hot.tree), sender, message)?;
         self.check_groups_per_user(state, &decision).await?;
+        self.check_external_commits(hub, state, &decision)?;
         Ok(decision)
+    }
+
+    /// DS-205 (R4): a user makes so many external Commits to a group and no more.
+    fn check_external_commits(&self, hub: &Hub<'_>, state: &GroupState, decision: &Decision) -> Result<(), Rejection> {
+        let Decision::Commit(accepted) = decision else { return Ok(()) };
+        let Some((joined, _)) = &accepted.update.changes.joined else { return Ok(()) };
+        let set = accepted.outcome.change.iter().flat_map(|change| &change.set);
+        for (_, member) in set.filter(|(leaf_index, _)| on("DS-205") && leaf_index == joined) {
+            self.rates.count_external_commit(&state.uri, member.client.user(), hub.now)?;
+        }
+        Ok(())
     }
 
     /// DS-200: a user is in at most so many groups of this hub.

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::base::limits::{Limits, RATE_KEYS_MAX};
 use crate::base::rate::{Rate, RateLimiter};
-use crate::base::{GroupUri, UnixMillis};
+use crate::base::{GroupUri, UnixMillis, UserUri};
 use crate::wire::Rejection;
 
 /// The rates of one node. Memory: at most [`RATE_KEYS_MAX`] clients and as many groups, whatever is asked.
@@ -12,6 +12,7 @@ use crate::wire::Rejection;
 pub struct RequestRates {
     per_client: Mutex<RateLimiter<Vec<u8>>>,
     per_group: Mutex<RateLimiter<GroupUri>>,
+    external_commits: Mutex<RateLimiter<(GroupUri, UserUri)>>,
 }
 
 impl RequestRates {
@@ -20,6 +21,7 @@ impl RequestRates {
         Self {
             per_client: Mutex::new(RateLimiter::new(Rate::per_second(limits.requests_per_client_per_second_max), RATE_KEYS_MAX)),
             per_group: Mutex::new(RateLimiter::new(Rate::per_second(limits.requests_per_group_per_second_max), RATE_KEYS_MAX)),
+            external_commits: Mutex::new(RateLimiter::new(Rate::per_hour(limits.external_commits_per_hour_max), RATE_KEYS_MAX)),
         }
     }
 
@@ -34,6 +36,12 @@ impl RequestRates {
     pub fn count_group(&self, group: &GroupUri, now: UnixMillis) -> Result<(), Rejection> {
         let mut limiter = self.per_group.lock().unwrap_or_else(PoisonError::into_inner);
         limiter.take(group, now).map_err(Rejection::rate_limited)
+    }
+
+    /// Counts an external Commit of `user` to `group` that would be accepted: each costs all members the same as it costs us.
+    pub fn count_external_commit(&self, group: &GroupUri, user: &UserUri, now: UnixMillis) -> Result<(), Rejection> {
+        let mut limiter = self.external_commits.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.take(&(group.clone(), user.clone()), now).map_err(Rejection::rate_limited)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::base::UnixMillis;
 use crate::base::limits::Limits;
 use crate::service::testing::{TestNode, Via};
-use crate::synth::{CONTENT_TYPE_APPLICATION, Change};
+use crate::synth::{CONTENT_TYPE_APPLICATION, Capabilities, Change};
 use crate::wire::ErrorCode;
 use crate::wire::ds::*;
 use crate::wire::peer::CredentialStatus;
@@ -88,4 +88,24 @@ async fn a_list_of_revoked_keys_is_its_domains_own_and_signed_by_it() {
     // An older one is no news, whoever repeats it.
     node.takes_status("b.test", &status("b.test", 6, [3; 32]).sign(b)).await;
     assert!(knows([2; 32]) && !knows([3; 32]));
+}
+
+// covers DS-205
+#[tokio::test]
+async fn a_user_comes_in_from_outside_so_often_and_no_more() {
+    let node = TestNode::with_limits(Limits { external_commits_per_hour_max: 2, ..Limits::default() }).await;
+    let mut room = node.room(&["alice@a.test"]).await;
+    let alice = room.devices[&ALICE].clone();
+    let root = node.as_roots[alice.domain()].clone();
+    for (round, device) in ["laptop", "tablet", "watch"].into_iter().enumerate() {
+        let device = alice.sibling(device);
+        let (_, forged) = room.group.join(&device.identity(), &Capabilities::default(), None).expect("a Commit");
+        let body = room.join_body(&forged, device.opaque_queue());
+        let request = room.request_by_user(&device, &root, DsRequest::JoinClient(body));
+        if round < 2 {
+            node.accepts(Via::Home(&device), &request).await;
+        } else {
+            node.refuses("DS-205", Via::Home(&device), &request, ErrorCode::RateLimited).await;
+        }
+    }
 }
