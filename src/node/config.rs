@@ -1,8 +1,12 @@
 //! The configuration file: TOML, every key known, every path relative to the file.
 
+mod peers;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use peers::{Dial, Dns, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
@@ -28,9 +32,15 @@ pub struct Config {
     /// Where names are looked up.
     #[serde(default)]
     pub dns: Dns,
+    /// How other nodes are dialled.
+    #[serde(default)]
+    pub dial: Dial,
     /// What clients and groups may use up.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// What is different for single peers, by domain.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<Domain, Peer>,
 }
 
 /// `log`.
@@ -70,15 +80,6 @@ pub struct Tls {
     pub authorities: PathBuf,
 }
 
-/// `[dns]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dns {
-    /// Name servers; empty uses the system's.
-    #[serde(default)]
-    pub servers: Vec<SocketAddr>,
-}
-
 impl Config {
     /// Reads a configuration file. Relative paths in it are relative to the file's directory.
     pub fn load(path: &Path) -> Result<Self, Fault> {
@@ -86,6 +87,7 @@ impl Config {
         let in_file = |fault| Fault::new(format!("{}: {fault}", path.display()));
         let mut config = Self::parse(&text).map_err(in_file)?;
         config.limits.check().map_err(in_file)?;
+        config.check_peers().map_err(in_file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         for path in [&mut config.data, &mut config.tls.certificate, &mut config.tls.key, &mut config.tls.authorities] {
             *path = directory.join(&*path);

@@ -6,6 +6,7 @@ mod cli_devices;
 mod client_crash;
 mod crash;
 mod devices;
+mod discovery;
 mod docs;
 mod gathering;
 mod idempotency;
