@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cli;
+mod cli_devices;
 mod client_crash;
 mod crash;
 mod devices;
