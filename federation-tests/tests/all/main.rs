@@ -3,6 +3,7 @@
 
 mod cli;
 mod client_crash;
+mod corpus;
 mod crash;
 mod devices;
 mod docs;
