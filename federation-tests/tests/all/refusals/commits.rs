@@ -10,7 +10,7 @@ use mimi_node::base::limits::Limits;
 use mimi_node::base::{Domain, Fault, GroupUri, UnixMillis, UserUri};
 use mimi_node::identity::AsRoot;
 use mimi_node::identity::issue::user_csr;
-use mimi_node::wire::ds::{DsRequest, DsSenderId, GroupOnly};
+use mimi_node::wire::ds::{DsRequest, DsSenderId};
 use mimi_node::wire::error::{ErrorCode, WrongEpoch};
 use mimi_node::wire::qs::QueueBinding;
 use mimi_node::wire::{ClientRequest, Content, Opaque, Reply, encode};
