@@ -109,6 +109,9 @@ pub const RECENT_COMMITS_MAX: usize = 64;
 /// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
 pub const FORMER_KEYS_MAX: usize = 64;
 
+/// From how many leaves on the MLS work of a group is done off the threads that serve requests: a Commit then takes milliseconds.
+pub const HEAVY_GROUP_LEAVES: usize = 256;
+
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 

@@ -101,7 +101,7 @@ async fn informations_of_a_retired_generation_no_longer_work() {
     assert!(deliver(&node, &format!("{GROUP}6"), &new).await);
 }
 
-// covers QS-003, QS-004, QS-005
+// covers QS-003, QS-004, QS-005, QS-022
 #[tokio::test]
 async fn an_invite_or_a_queue_that_is_gone_brings_nothing_in() {
     let node = TestNode::new().await;
@@ -128,6 +128,7 @@ async fn an_invite_or_a_queue_that_is_gone_brings_nothing_in() {
     assert!(!deliver(&node, &format!("{GROUP}7"), &queue.information("b.test")).await, "QS-004");
 }
 
+// covers AS-005
 #[tokio::test]
 async fn a_user_deletes_a_queue_of_its_client() {
     let node = TestNode::new().await;
