@@ -25,10 +25,11 @@ const NO_REFUSAL: &[(&str, &str)] = &[
 /// Rules that await their test.
 const NOT_YET: &[&str] = &[];
 
-/// The rules whose refusals a test compares: the first argument of every `refuses…(`.
+/// The rules whose refusals a test compares: the first argument of every `refuses…(` and `expect_unchanged(`.
 fn refused(test: &UnitTest) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (at, _) in test.body.match_indices("refuses") {
+    let calls = ["refuses", "expect_unchanged"].into_iter().flat_map(|call| test.body.match_indices(call));
+    for (at, _) in calls {
         let rest = test.body[at..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
         let Some(argument) = rest.strip_prefix('(').map(str::trim_start) else { continue };
         let Some(id) = argument.strip_prefix('"').and_then(|rest| rest.split('"').next()) else { continue };

@@ -40,7 +40,7 @@ async fn a_context_is_one_that_the_hub_and_every_member_know() {
     let own = || external_senders(node.service.directory.external_sender());
     node.refuses("DS-044", Via::Home(alice), &update(&room, vec![]), ErrorCode::InvalidCommit).await;
     // The DS itself, and another with a long certificate.
-    let another = Extension::external_senders(&[(&[7; 32], &[vec![0x30; 20_000]])]);
+    let another = Extension::external_senders(&[(&[7; 32], &[vec![0x30; 16_400]])]);
     let both: Vec<u8> =
         [own(), another].iter().flat_map(|list| decode::<Opaque>(&list.data).expect("a list").into_vec()).collect();
     let large = Extension { kind: EXTENSION_EXTERNAL_SENDERS, data: encode(&Opaque::from(both)) };

@@ -20,7 +20,7 @@ fn propose(room: &Room, leaf: u32, message: Vec<u8>) -> ClientRequest {
 // covers DS-081, DS-082, DS-083, DS-084, DS-085, DS-087, DS-088, DS-089, DS-090
 #[tokio::test]
 async fn a_member_proposes_an_update_of_its_own_leaf() {
-    let node = TestNode::with_limits(Limits { pending_proposals_max: 1, ..Limits::default() }).await;
+    let node = TestNode::with_limits(Limits { pending_proposals_max: 2, ..Limits::default() }).await;
     let mut room = node.room(&["alice@a.test", "bob@b.test", "carol@a.test"]).await;
     let other = node.room(&["alice@a.test"]).await;
     let (alice, bob, carol) = (room.devices[&ALICE].clone(), room.devices[&BOB].clone(), room.devices[&CAROL].clone());
@@ -46,16 +46,14 @@ async fn a_member_proposes_an_update_of_its_own_leaf() {
     let (taken, _) = room.group.propose_leaf(BOB, &carols_key, &Capabilities::default()).expect("a proposal");
     node.refuses("DS-087", Via::Home(&bob), &propose(&room, BOB, taken), ErrorCode::InvalidProposal).await;
 
+    let two = Propose { group_id: room.id(), proposals: vec![Opaque::from(good.clone()), Opaque::from(good.clone())].into() };
+    let two = room.request(BOB, DsRequest::Propose(two));
+    node.refuses("DS-088", Via::Home(&bob), &two, ErrorCode::InvalidProposal).await;
     node.accepts(Via::Home(&bob), &propose(&room, BOB, good)).await;
+    let (of_alice, _) = room.group.propose_update(ALICE).expect("a member");
+    node.accepts(Via::Home(&alice), &propose(&room, ALICE, of_alice)).await;
     let (of_carol, _) = room.group.propose_update(CAROL).expect("a member");
     node.refuses("DS-089", Via::Home(&carol), &propose(&room, CAROL, of_carol), ErrorCode::TooLarge).await;
-    let node = TestNode::new().await;
-    let mut room = node.room(&["alice@a.test", "bob@b.test"]).await;
-    let bob = room.devices[&BOB].clone();
-    let (first, _) = room.group.propose_update(BOB).expect("a member");
-    let (second, _) = room.group.propose_update(BOB).expect("a member");
-    node.accepts(Via::Home(&bob), &propose(&room, BOB, first)).await;
-    node.refuses("DS-088", Via::Home(&bob), &propose(&room, BOB, second), ErrorCode::InvalidProposal).await;
 }
 
 // covers DS-086
