@@ -18,7 +18,7 @@ use super::gate::{Gate, Verdict};
 use super::hello::Hello;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
-use crate::transport::{CloseCode, FrameError, NodeTls, Resolver};
+use crate::transport::{CloseCode, FrameError, NodeTls, Resolver, Session};
 
 /// The connections of this node to its peers. Clones share them; the last one dropped ends them.
 #[derive(Clone)]
@@ -29,6 +29,7 @@ pub struct PeerPool {
 struct Shared {
     own: Domain,
     dialer: Arc<Dialer>,
+    tls: NodeTls,
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
@@ -60,6 +61,8 @@ struct Live {
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
+    /// Has the connection closed when the peer's certificate is no longer accepted.
+    _session: Arc<Session>,
 }
 
 /// A lock whose holder panicked is still good: every change under it is complete at any point.
@@ -72,7 +75,13 @@ impl PeerPool {
     /// yet. Must be used within a tokio runtime.
     pub fn new(endpoint: Endpoint, tls: &NodeTls, resolver: Resolver, own: Domain, hello: Arc<dyn Hello>) -> Result<Self, Fault> {
         let dialer = Arc::new(Dialer { endpoint, config: tls.federation_client()?, resolver, hello });
-        Ok(Self { shared: Arc::new(Shared { own, dialer, peers: Mutex::default(), dials: Mutex::default() }) })
+        let tls = tls.clone();
+        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, peers: Mutex::default(), dials: Mutex::default() }) })
+    }
+
+    /// The TLS identity that peers are dialled with, and what judges theirs.
+    pub fn tls(&self) -> &NodeTls {
+        &self.shared.tls
     }
 
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
@@ -236,15 +245,20 @@ impl PeerPool {
 
     /// Dials in a task of the pool, so that a caller who gives up takes no one else's connection away.
     fn spawn_dial(&self, peer: Arc<Peer>, result: watch::Sender<Option<Result<Arc<Live>, PeerError>>>) {
-        let dialer = self.shared.dialer.clone();
+        let (dialer, tls) = (self.shared.dialer.clone(), self.shared.tls.clone());
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
             let abandoned = Abandoned(&peer);
             let outcome = dialer.dial(&peer.domain).await;
-            let outcome = outcome.map(|connection| {
+            let outcome = outcome.and_then(|connection| {
+                // Judged once more, by what is trusted now, and watched from now on.
+                let session = tls.admit(&peer.domain, &connection).map_err(|(code, reason)| {
+                    code.close(&connection, &reason);
+                    PeerError::not_sent(&peer.domain, Why::Certificate, reason)
+                })?;
                 tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
-                Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0) })
+                Ok(Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0), _session: session }))
             });
             {
                 let mut state = lock(&peer.state);
