@@ -6,6 +6,7 @@ mod client_crash;
 mod crash;
 mod docs;
 mod idempotency;
+mod identity;
 mod network;
 mod process;
 mod racing;

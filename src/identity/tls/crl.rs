@@ -89,7 +89,10 @@ impl Crl {
     #[must_use]
     pub fn concerns(&self, certificate_der: &[u8]) -> bool {
         let Some(certificate) = x509::parse(certificate_der) else { return false };
-        let same_key = match (&self.authority_key, authority_key(certificate.extensions())) {
+        let is_self_signed = certificate.issuer().as_raw() == certificate.subject().as_raw();
+        // Who signed itself need not say by which key.
+        let own_key = || if is_self_signed { subject_key(certificate.extensions()) } else { None };
+        let same_key = match (&self.authority_key, authority_key(certificate.extensions()).or_else(own_key)) {
             (Some(ours), Some(theirs)) => *ours == theirs,
             _ => true,
         };
@@ -119,6 +122,14 @@ fn authority_key(extensions: &[x509_parser::extensions::X509Extension<'_>]) -> O
     })
 }
 
+/// The subject key identifier, where there is one.
+fn subject_key(extensions: &[x509_parser::extensions::X509Extension<'_>]) -> Option<Vec<u8>> {
+    extensions.iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    })
+}
+
 /// The serial number of a certificate (DER), as its INTEGER has it.
 pub fn serial(certificate_der: &[u8]) -> Result<Vec<u8>, Fault> {
     let certificate = x509::parse(certificate_der).context("this is not a certificate")?;
@@ -139,10 +150,7 @@ impl TlsCa {
     /// that a later list has a higher one.
     pub fn revocation_list(&self, revoked: &[Revoked], now: UnixMillis, lifetime: Duration) -> Result<String, Fault> {
         let ca = x509::parse(&self.certificate).context("the CA's certificate is not a certificate")?;
-        let key_id = ca.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectKeyIdentifier(id) => Some(KeyIdMethod::PreSpecified(id.0.to_vec())),
-            _ => None,
-        });
+        let key_id = subject_key(ca.extensions()).map(KeyIdMethod::PreSpecified);
         let revoked_certs = revoked
             .iter()
             .map(|revoked| {
@@ -208,6 +216,7 @@ mod tests {
         let (successor, other) = (TlsCa::create("Test CA", NOW).expect("a CA"), TlsCa::create("Other", NOW).expect("a CA"));
         let list = Crl::read(ca.revocation_list(&[], NOW, WEEK).expect("a list").as_bytes()).expect("a list").swap_remove(0);
         assert!(list.concerns(&leaf(&ca)));
+        assert!(list.concerns(ca.certificate_der()) && !list.concerns(successor.certificate_der()));
         assert!(!list.concerns(&leaf(&successor)) && !list.concerns(&leaf(&other)) && !list.concerns(b"garbage"));
         assert!(ca.is_issuer_of(&leaf(&ca)) && !ca.is_issuer_of(&leaf(&other)) && !ca.is_issuer_of(b"garbage"));
         let spki = |ca: &TlsCa| x509::parse(ca.certificate_der()).expect("a certificate").public_key().raw.to_vec();
