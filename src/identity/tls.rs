@@ -204,7 +204,8 @@ pub fn days_left(not_after: UnixMillis, now: UnixMillis) -> i64 {
 
 /// A certificate's subject (DER) and key (SubjectPublicKeyInfo, DER); `None` when it is no certificate.
 pub fn subject_and_key(certificate_der: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    x509::parse(certificate_der).map(|certificate| (certificate.subject().as_raw().to_vec(), certificate.public_key().raw.to_vec()))
+    x509::parse(certificate_der)
+        .map(|certificate| (certificate.subject().as_raw().to_vec(), certificate.public_key().raw.to_vec()))
 }
 
 /// The dNSNames and SRVNames of a certificate (DER), for messages; none when it is no certificate.

@@ -218,7 +218,9 @@ impl Reloader {
                 tracing::info!(authorities, crls, "whom this node trusts was read anew");
                 log_cut(&cut);
             }
-            Err(fault) => say_once(&mut state.trust.fault, "the new CAs and revocation lists are not used, the old ones stay", &fault),
+            Err(fault) => {
+                say_once(&mut state.trust.fault, "the new CAs and revocation lists are not used, the old ones stay", &fault)
+            }
         }
     }
 }
@@ -382,7 +384,8 @@ mod tests {
 
         /// A new pair that is good for so many days.
         fn issue(&self, days: u32) {
-            let options = TlsCertificateOptions { lifetime: DAY * days, ..TlsCertificateOptions::for_domain(&self.config.domain) };
+            let options =
+                TlsCertificateOptions { lifetime: DAY * days, ..TlsCertificateOptions::for_domain(&self.config.domain) };
             let issued = self.ca.issue(&options, UnixMillis::now()).expect("a certificate");
             replace_public(&self.path("node.pem"), &issued.chain_pem).expect("written");
             let _ = std::fs::remove_file(self.path("node.key"));

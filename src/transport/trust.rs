@@ -307,9 +307,8 @@ fn root(der: &CertificateDer<'_>) -> Result<Root, Fault> {
 
 /// The certificates in a PEM text, at least one.
 pub(super) fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let certificates = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{what} is not valid PEM"))?;
+    let certificates =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().with_context(|| format!("{what} is not valid PEM"))?;
     if certificates.is_empty() {
         return Err(Fault::new(format!("{what} holds no certificate (BEGIN CERTIFICATE)")));
     }

@@ -72,7 +72,8 @@ impl Crl {
         };
         let millis = |seconds: i64| UnixMillis(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000));
         let revoked = list.iter_revoked_certificates();
-        let revoked = revoked.map(|one| Revoked { serial: one.raw_serial().to_vec(), at: millis(one.revocation_date.timestamp()) });
+        let revoked =
+            revoked.map(|one| Revoked { serial: one.raw_serial().to_vec(), at: millis(one.revocation_date.timestamp()) });
         Ok(Self {
             issuer: list.issuer().to_string(),
             issuer_der: list.issuer().as_raw().to_vec(),
