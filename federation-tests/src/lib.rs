@@ -10,6 +10,8 @@
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
 //! | [`links`] | such a link between each two nodes, to cut one domain off |
 //! | [`leftovers`] | logs what is still queued when a run ends |
+//! | [`hub`] | a Delivery Service without network and storage, for benches and fuzzers |
+//! | [`fuzzing`] | what fuzzers feed, and how their corpus is made |
 //! | [`people`] | users whose every octet a test chooses, and their forged groups |
 //! | [`raw`] | bare connections to a node's ports, with any certificate |
 //! | [`stage`] | running nodes, and proof that a refused request changed nothing |
@@ -20,6 +22,8 @@ pub mod checker;
 pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;
+pub mod fuzzing;
+pub mod hub;
 pub mod leftovers;
 pub mod links;
 pub mod people;

@@ -2,9 +2,11 @@
 //! building anything else.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use federation_tests::fuzzing::seeds;
 use federation_tests::testbed::{self, TestbedArguments};
 
 /// Testbed of mimi-node: domains on loopback that talk to each other.
@@ -22,9 +24,22 @@ enum Command {
     /// What `mimi-node` does.
     #[command(hide = true, disable_help_flag = true)]
     Node(Forwarded),
+    /// Write the seeds of the fuzzers' corpus.
+    #[command(hide = true)]
+    Seeds(SeedsArguments),
     /// What `mimi-client` does.
     #[command(hide = true, disable_help_flag = true)]
     Client(Forwarded),
+}
+
+#[derive(clap::Args)]
+struct SeedsArguments {
+    /// A directory with the databases of nodes that have run, such as `cargo testbed --once --data DIR` leaves.
+    #[arg(long)]
+    from: PathBuf,
+    /// The corpus: `fuzz/corpus`.
+    #[arg(long)]
+    into: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -37,7 +52,23 @@ fn main() -> ExitCode {
     let forward = |name: &str, forwarded: Forwarded| std::iter::once(OsString::from(name)).chain(forwarded.arguments);
     match Arguments::parse().command {
         Command::Testbed(arguments) => testbed::run(&arguments),
+        Command::Seeds(SeedsArguments { from, into }) => write_seeds(&from, &into),
         Command::Node(forwarded) => mimi_node::cli::node::main(forward("mimi-node", forwarded)),
         Command::Client(forwarded) => mimi_node::cli::client::main(forward("mimi-client", forwarded)),
+    }
+}
+
+fn write_seeds(from: &Path, into: &Path) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let written = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        let written = runtime.block_on(seeds::write(from, into));
+        written.map_err(|fault| fault.to_string())
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("seeds: {sentence}");
+            ExitCode::FAILURE
+        }
     }
 }

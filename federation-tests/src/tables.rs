@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Column as _, ConnectOptions as _, Row as _, TypeInfo a
 
 /// Every table that a request may change. `domains` is not one of them: what another domain publishes is pinned whenever its
 /// credentials are first looked at, whatever becomes of the request that brought them.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 23] = [
     "groups",
     "group_members",
     "group_snapshots",
@@ -26,6 +26,15 @@ const TABLES: [&str; 14] = [
     "lanes_in",
     "lane_answers",
     "users",
+    "queue_markers",
+    "deleted_queues",
+    "invite_claims",
+    "invite_bindings",
+    "key_package_references",
+    "client_keys",
+    "revoked_keys",
+    "blocks",
+    "user_hubs",
 ];
 
 /// How long frames may take to their remote domains before a test gives up on them.

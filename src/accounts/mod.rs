@@ -1,4 +1,7 @@
-//! The domain's users, pure: invitation tokens. Certificates themselves are `identity`'s.
+//! The domain's users, pure: invitation tokens, and who may ask what about an account (S20, X1, X5, X6). Certificates themselves
+//! are `identity`'s.
+
+pub mod requests;
 
 use crate::base::crypto::{random, sha256};
 

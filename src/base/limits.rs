@@ -62,6 +62,21 @@ pub const TLS_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 
 /// Certificates begin this long before they are made, for peers whose clocks are behind.
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60 * 60);
 
+/// How long a `credential_status` is worth something: after that a hub asks for it again (X1).
+pub const CREDENTIAL_STATUS_LIFETIME: Duration = Duration::from_secs(60 * 60);
+
+/// How long a list that cannot be renewed, because its domain does not answer, is used all the same.
+pub const CREDENTIAL_STATUS_STALE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// And after how long the domain is asked again in that case.
+pub const CREDENTIAL_STATUS_RETRY: Duration = Duration::from_secs(60);
+
+/// The largest `credential_status`, in octets.
+pub const CREDENTIAL_STATUS_BYTES_MAX: usize = 1024 * 1024;
+
+/// How often the revocations that are not applied, asked for or passed on are looked after.
+pub const CREDENTIAL_STATUS_INTERVAL: Duration = Duration::from_secs(2);
+
 // --- Groups ---
 
 /// The most leaves that any group can have: the ratchet tree, with its certificates, must fit one frame.
@@ -69,6 +84,12 @@ pub const GROUP_LEAVES_MAX: usize = 2_000;
 
 /// The largest leaf node of a member, in octets.
 pub const LEAF_NODE_BYTES_MAX: usize = 24 * 1024;
+
+/// The largest GroupInfo, in octets, over the extensions of its GroupContext: ids, hashes, external_pub, signature.
+pub const GROUP_INFO_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+
+/// The largest proposal of a member (MLSMessage), in octets: a leaf node and its frame.
+pub const PROPOSAL_BYTES_MAX: usize = LEAF_NODE_BYTES_MAX + 1024;
 
 /// The largest application message (MLSMessage) that any hub can accept, in octets.
 pub const APPLICATION_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -85,8 +106,17 @@ pub const FORMER_KEYS_MAX: usize = 64;
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
-/// The groups held in memory at once, by count; the least recently used one goes first.
-pub const HOT_GROUPS_MAX: usize = 1_024;
+/// The clients, and the groups, whose recent requests are counted at once.
+pub const RATE_KEYS_MAX: usize = 65_536;
+
+/// The rejected queue informations that wait to be looked into; the next message finds out about any more.
+pub const QUEUE_REJECTIONS_MAX: usize = 4_096;
+
+/// The groups that are looked up at once when leaves are to be removed.
+pub const GROUPS_AT_ONCE_MAX: u32 = 1_000;
+
+/// The deleted groups that go in one transaction.
+pub const PURGE_AT_ONCE_MAX: u64 = 16;
 
 /// How often a request is decided anew, because roots had to be fetched or its group changed under it.
 pub const DECISIONS_MAX: usize = 4;
@@ -110,6 +140,27 @@ pub const QUEUE_INFORMATION_BYTES_MAX: usize = 512;
 
 /// The sealed queue informations whose opened form is kept (opening costs an HPKE decapsulation).
 pub const OPENED_QUEUE_INFORMATION_MAX: usize = 65_536;
+
+/// The most groups of one hub that a queue holds a `messages_lost` of (X4).
+pub const QUEUE_MARKERS_PER_HUB_MAX: u64 = 10_000;
+
+/// The most groups of one hub that a KeyPackage of last resort brings its client into (X3).
+pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
+
+/// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
+pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
+
+/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
+pub const CLAIM_COUNTS_MAX: usize = 65_536;
+
+/// The most users and domains that one user may block (X5).
+pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
+
+/// How many queues, of those that hold old entries, one look finds.
+pub const AGED_QUEUES_AT_ONCE_MAX: usize = 1_000;
+
+/// How many old entries of a queue become markers in one transaction.
+pub const AGED_ENTRIES_AT_ONCE_MAX: u64 = 1_000;
 
 // --- Lanes ---
 
@@ -368,3 +419,28 @@ pub const CLIENT_EPOCH_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// How often a client looks whether another of its operations is done with a Commit.
 pub const CLIENT_COMMIT_BUSY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a client waits before it commits what is pending, for each member of the group: all of them wait, each a random part
+/// of it.
+pub const CLIENT_COVER_JITTER_PER_MEMBER: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+pub const CLIENT_COVER_JITTER_MAX: Duration = Duration::from_secs(3);
+
+/// In how many groups at once a client commits what is pending.
+pub const CLIENT_COVERS_AT_ONCE_MAX: usize = 8;
+
+/// How old the keys of a client's leaf get before it renews them.
+pub const CLIENT_LEAF_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long before a KeyPackage of a client expires it publishes others.
+pub const CLIENT_KEY_PACKAGE_REMAINING_MIN: Duration = Duration::from_secs(28 * 24 * 60 * 60);
+
+/// How long a client keeps the private keys of a KeyPackage that has expired: a Welcome may be on its way.
+pub const CLIENT_EXPIRED_KEY_PACKAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long a client that looks for its user's groups tries each hub, and each group.
+pub const CLIENT_REJOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client asks for the tree that a Welcome needs before it gives the invitation up.
+pub const CLIENT_WELCOME_WAIT_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);

@@ -9,6 +9,7 @@ pub mod fault;
 pub mod fault_points;
 pub mod ids;
 pub mod limits;
+pub mod rate;
 pub mod rule;
 pub mod secret;
 pub mod uri;

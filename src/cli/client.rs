@@ -1,7 +1,10 @@
 //! `mimi-client`: one person's client of their domain's node, on the command line.
 
+mod devices;
+mod pick;
+mod show;
+
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,8 +16,11 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::base::{GroupUri, UserUri};
-use crate::client::{Client, ClientError, ClientSettings, Event, GroupStatus, GroupSummary, HistoryLine};
+use self::devices::{DeviceCommand, OutboxCommand};
+use self::pick::{find_group, parse_clients, parse_users};
+use self::show::{group_line, group_object, history_line, indented, say, say_epoch, say_event};
+use crate::base::GroupUri;
+use crate::client::{Client, ClientError, ClientSettings, Event};
 use crate::wire::error::UnreachableReason;
 use crate::wire::{ErrorCode, Invitation, Rejection};
 
@@ -57,6 +63,23 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         device: String,
     },
+    /// Add, list and remove your devices
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Write your user key to a file, with which `recover` can bring you back
+    Backup {
+        /// The new file; whoever has it is you
+        file: PathBuf,
+    },
+    /// Come back with a backup of your user key, after a state directory was lost
+    Recover {
+        /// The file that `backup` wrote
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// The device's name; that of the lost one to take its place
+        #[arg(long, value_name = "NAME")]
+        device: String,
+    },
     /// Show who this client is and where it is in its queue
     Whoami,
     /// Create a group with this client as its only member
@@ -81,6 +104,82 @@ enum Command {
         #[arg(required = true, value_name = "USER")]
         users: Vec<String>,
     },
+    /// Add those devices of members to a group that are not in it
+    AddDevices {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+        /// mimi://a.test/u/alice or alice@a.test
+        #[arg(required = true, value_name = "USER")]
+        users: Vec<String>,
+    },
+    /// Remove single devices from a group whose users stay
+    RemoveDevices {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+        /// mimi://a.test/d/alice/phone or alice/phone@a.test
+        #[arg(required = true, value_name = "CLIENT")]
+        clients: Vec<String>,
+    },
+    /// Leave a group, with all your devices
+    Leave {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Remove everybody from a group and delete it
+    Delete {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// List invitations that wait
+    Invitations {
+        /// Whether invitations wait for `join` or `decline` from now on
+        #[arg(long, value_name = "yes|no", value_parser = clap::builder::BoolishValueParser::new())]
+        hold: Option<bool>,
+    },
+    /// Decline an invitation that waits
+    Decline {
+        /// The group's URI
+        group: GroupUri,
+    },
+    /// Join a group: one that you are invited to, an open one, or one that another device of yours is in
+    Join {
+        /// The group's URI
+        group: GroupUri,
+    },
+    /// Join all groups of yours that this device is not in
+    Rejoin,
+    /// Let users join a group by themselves
+    Open {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Let users into a group only when a member adds them
+    Close {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Enter a group anew that this device cannot follow; it does so by itself, too
+    Resync {
+        /// The group's URI, its local name, or the beginning of its id
+        group: String,
+    },
+    /// Take nothing more from a user or a domain: no invitations, no claims
+    Block {
+        /// A user (alice@a.test) or a domain
+        name: String,
+    },
+    /// Take a block back
+    Unblock {
+        /// A user (alice@a.test) or a domain
+        name: String,
+    },
+    /// List the domains whose groups deliver to you
+    Hubs,
+    /// Give hubs and invitations new addresses of this device's queue; the old ones stop working
+    RenewQueue,
+    /// Requests that are not answered yet
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Renew this client's keys in a group
     Update {
         /// The group's URI, its local name, or the beginning of its id
@@ -183,6 +282,9 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
         }
         ErrorCode::UnknownUser => "there is no such user, or none of its clients can be added now",
         ErrorCode::UnknownGroup => "the hub has no such group",
+        ErrorCode::GroupDeleted => "the group was deleted",
+        ErrorCode::InvalidCredential => "this client's or its user's key is revoked or has expired",
+        ErrorCode::RateLimited => "that was too often: try again later",
         ErrorCode::NotAuthorized => "that is not this client's to do",
         ErrorCode::ReplayedOrStale => "the clocks of client and node are too far apart",
         ErrorCode::TooLarge => "that is over a limit",
@@ -213,9 +315,16 @@ async fn run(arguments: Arguments) -> Done {
             let invitation: Invitation = invitation.parse().map_err(|error| Failure(format!("{error}")))?;
             Client::enrol(&dir, &invitation, device, settings).await?
         }
+        Command::Device(DeviceCommand::Request { device }) => return devices::request(&dir, device, &settings, json),
+        Command::Device(DeviceCommand::Accept { line }) => Client::accept_pairing(&dir, line, settings).await?,
+        Command::Recover { from, device } => {
+            let backup = devices::read_backup(from)?;
+            Client::recover(&dir, &backup, device, settings).await?
+        }
         _ => Client::open(&dir, settings).await?,
     };
-    let creates = matches!(command, Command::Create { .. });
+    let creates = matches!(command, Command::Create { .. } | Command::Join { .. });
+    let deletes = matches!(command, Command::Delete { .. });
     let endless = matches!(command, Command::Listen { .. } | Command::Chat { .. });
     let done = tokio::select! {
         done = perform(&client, &dir, command, json) => done,
@@ -228,6 +337,7 @@ async fn run(arguments: Arguments) -> Done {
     let own = |event: &Event| match event {
         Event::EpochChanged { by, .. } => by == client.uri(),
         Event::Joined { .. } => creates,
+        Event::Deleted { .. } => deletes,
         _ => false,
     };
     let told = client.take_events().iter().filter(|event| !own(event)).try_for_each(|event| say_event(json, event));
@@ -247,7 +357,98 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
     match command {
         Command::Enrol { .. } => {
             let uri = client.uri().to_string();
-            say(json, &json!({ "client": uri, "dir": dir }), || format!("enrolled as {uri}, kept in {}", dir.display()))
+            say(json, &json!({ "client": uri, "dir": dir }), || {
+                format!(
+                    "enrolled as {uri}, kept in {}\nA lost device without another one is lost for good, unless there is a backup: mimi-client backup FILE",
+                    dir.display()
+                )
+            })
+        }
+        Command::Device(command) => devices::perform(client, dir, command, json).await,
+        Command::Backup { file } => devices::backup(client, &file, json).await,
+        Command::Recover { .. } => devices::arrived(client, dir, json).await,
+        Command::Rejoin => devices::rejoin(client, json).await,
+        Command::Outbox(command) => devices::outbox(client, command, json).await,
+        Command::AddDevices { group, users } => {
+            let group = find_group(client, json, &group).await?;
+            let epoch = client.add_clients(&group, &parse_users(&users)?).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::RemoveDevices { group, clients } => {
+            let group = find_group(client, json, &group).await?;
+            let epoch = client.remove_clients(&group, &parse_clients(&clients)?).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Leave { group } => {
+            let group = find_group(client, json, &group).await?;
+            client.leave(&group).await?;
+            say(json, &json!({ "group": group.to_string() }), || {
+                format!("leaving {group}: it is done when another member's client has committed it")
+            })
+        }
+        Command::Delete { group } => {
+            let group = find_group(client, json, &group).await?;
+            client.delete_group(&group).await?;
+            say(json, &json!({ "group": group.to_string() }), || format!("{group} is deleted"))
+        }
+        Command::Invitations { hold } => {
+            if let Some(hold) = hold {
+                client.hold_invitations(hold).await?;
+            }
+            for event in client.sync().await? {
+                say_event(json, &event)?;
+            }
+            for group in client.invitations().await? {
+                say(json, &json!({ "invitation": group.to_string() }), || format!("invited to {group}"))?;
+            }
+            Ok(())
+        }
+        Command::Decline { group } => {
+            client.decline(&group).await?;
+            say(json, &json!({ "declined": group.to_string() }), || format!("declined {group}"))
+        }
+        Command::Join { group } => {
+            let epoch = client.join(&group).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Open { group } => {
+            let group = find_group(client, json, &group).await?;
+            let epoch = client.set_open(&group, true).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Close { group } => {
+            let group = find_group(client, json, &group).await?;
+            let epoch = client.set_open(&group, false).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Resync { group } => {
+            let group = find_group(client, json, &group).await?;
+            let epoch = client.resync(&group).await?;
+            say_epoch(json, &group, epoch)
+        }
+        Command::Block { name } => {
+            let name = devices::blocked_name(&name)?;
+            client.block(&name).await?;
+            say(json, &json!({ "blocked": name }), || format!("{name} is blocked"))
+        }
+        Command::Unblock { name } => {
+            let name = devices::blocked_name(&name)?;
+            client.unblock(&name).await?;
+            say(json, &json!({ "unblocked": name }), || format!("{name} is no longer blocked"))
+        }
+        Command::Hubs => {
+            for hub in client.hubs().await? {
+                say(json, &json!({ "hub": hub.to_string() }), || hub.to_string())?;
+            }
+            Ok(())
+        }
+        Command::RenewQueue => {
+            let generation = client.renew_queue().await?;
+            say(json, &json!({ "generation": generation }), || {
+                format!(
+                    "the queue's addresses are of generation {generation} now; older ones end when every hub has one of these"
+                )
+            })
         }
         Command::Whoami => {
             let (uri, queue) = (client.uri(), client.queue_state().await?);
@@ -387,183 +588,14 @@ fn stdin_lines() -> mpsc::Receiver<String> {
     receiver
 }
 
-/// The group that `text` means: a URI, a local name, or the beginning of exactly one id. One that is not known yet may be one
-/// that this client was just added to: what has arrived is taken in first.
-async fn find_group(client: &Client, json: bool, text: &str) -> Done<GroupUri> {
-    let groups = client.groups().await?;
-    match pick_group(&groups, text) {
-        Ok(found) if groups.iter().any(|group| group.group == found) => return Ok(found),
-        Err(NotPicked::Ambiguous) => return Err(NotPicked::Ambiguous.said_of(text)),
-        Ok(_) | Err(NotPicked::Unknown) => {}
-    }
-    for event in client.sync().await? {
-        say_event(json, &event)?;
-    }
-    pick_group(&client.groups().await?, text).map_err(|why| why.said_of(text))
-}
-
-/// Why a text does not mean a group.
-#[derive(Debug, PartialEq, Eq)]
-enum NotPicked {
-    Unknown,
-    Ambiguous,
-}
-
-impl NotPicked {
-    fn said_of(&self, text: &str) -> Failure {
-        Failure(match self {
-            Self::Unknown => format!("no group is called {text:?}, and no group's id begins so: `groups` lists those there are"),
-            Self::Ambiguous => format!("{text:?} means several groups: give more of the id, or the whole URI"),
-        })
-    }
-}
-
-fn pick_group(groups: &[GroupSummary], text: &str) -> Result<GroupUri, NotPicked> {
-    if let Ok(group) = text.parse::<GroupUri>() {
-        return Ok(group);
-    }
-    let named: Vec<_> = groups.iter().filter(|group| group.name.as_deref() == Some(text)).collect();
-    let found = if named.is_empty() && !text.is_empty() {
-        groups.iter().filter(|group| id(&group.group).starts_with(text)).collect()
-    } else {
-        named
-    };
-    match found[..] {
-        [group] => Ok(group.group.clone()),
-        [] => Err(NotPicked::Unknown),
-        _ => Err(NotPicked::Ambiguous),
-    }
-}
-
-fn id(group: &GroupUri) -> String {
-    group.to_string().rsplit('/').next().unwrap_or_default().to_owned()
-}
-
-fn parse_users(users: &[String]) -> Done<Vec<UserUri>> {
-    users.iter().map(|user| parse_user(user)).collect()
-}
-
-fn parse_user(text: &str) -> Done<UserUri> {
-    if let Ok(user) = text.parse() {
-        return Ok(user);
-    }
-    let short = text.split_once('@').and_then(|(name, domain)| UserUri::new(&domain.parse().ok()?, name).ok());
-    short.ok_or_else(|| Failure(format!("{text:?} is no user: want mimi://a.test/u/alice or alice@a.test")))
-}
-
-/// Prints `object`, or the text for people.
-fn say(json: bool, object: &Value, text: impl FnOnce() -> String) -> Done {
-    let line = if json { object.to_string() } else { printable(&text()) };
-    match writeln!(io::stdout(), "{line}") {
-        Ok(()) => Ok(()),
-        // Whoever read this has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-        Err(error) => Err(Failure(format!("could not print: {error}"))),
-    }
-}
-
-/// `text` without characters that a terminal would act upon: messages come from others.
-fn printable(text: &str) -> String {
-    // Beside control characters: separators that some take for the end of a line, and what reorders a line.
-    let acts = |c: char| {
-        c.is_control() && c != '\n' && c != '\t'
-            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
-}
-
-/// `text` with all lines but the first indented: what begins at the left margin is this program's, not a message's.
-fn indented(text: &str) -> String {
-    text.replace('\n', "\n    ")
-}
-
-fn say_epoch(json: bool, group: &GroupUri, epoch: u64) -> Done {
-    say(json, &json!({ "group": group.to_string(), "epoch": epoch }), || format!("{group} is in epoch {epoch}"))
-}
-
-fn say_event(json: bool, event: &Event) -> Done {
-    say(json, &event_object(event), || indented(&event_line(event)))
-}
-
-fn event_object(event: &Event) -> Value {
-    let names = |clients: &[crate::base::ClientUri]| clients.iter().map(ToString::to_string).collect::<Vec<_>>();
-    match event {
-        Event::Joined { group, epoch } => json!({ "event": "joined", "group": group.to_string(), "epoch": epoch }),
-        Event::Left { group, epoch } => json!({ "event": "left", "group": group.to_string(), "epoch": epoch }),
-        Event::Message { group, epoch, sequence, sender, text, at_ms } => json!({
-            "event": "message", "group": group.to_string(), "epoch": epoch, "sequence": sequence,
-            "sender": sender.to_string(), "text": text, "at_ms": at_ms,
-        }),
-        Event::EpochChanged { group, epoch, by, added, removed } => json!({
-            "event": "epoch", "group": group.to_string(), "epoch": epoch, "by": by.to_string(),
-            "added": names(added), "removed": names(removed),
-        }),
-        Event::Proposed { group, epoch } => json!({ "event": "proposed", "group": group.to_string(), "epoch": epoch }),
-        Event::MessagesLost { group } => json!({ "event": "messages_lost", "group": group.to_string() }),
-        Event::Unprocessable { group, sequence, why } => {
-            json!({ "event": "unprocessable", "group": group, "sequence": sequence, "why": why })
-        }
-    }
-}
-
-fn event_line(event: &Event) -> String {
-    match event {
-        Event::Joined { group, epoch } => format!("joined {group} in epoch {epoch}"),
-        Event::Left { group, epoch } => format!("no longer in {group} since epoch {epoch}"),
-        Event::Message { group, sender, text, .. } => format!("[{}] {sender}: {text}", short(group)),
-        Event::EpochChanged { group, epoch, by, added, removed } => {
-            let mut line = format!("[{}] epoch {epoch} by {by}", short(group));
-            for client in added {
-                let _ = write!(line, ", added {client}");
-            }
-            for client in removed {
-                let _ = write!(line, ", removed {client}");
-            }
-            line
-        }
-        Event::Proposed { group, .. } => format!("[{}] a proposal waits to be committed", short(group)),
-        Event::MessagesLost { group } => format!("[{}] messages were lost on the way", short(group)),
-        Event::Unprocessable { group, sequence, why } => format!("entry {sequence} of {group} could not be used: {why}"),
-    }
-}
-
-/// The first characters of a group's id, enough to tell a few groups apart.
-fn short(group: &GroupUri) -> String {
-    id(group).chars().take(8).collect()
-}
-
-fn status(group: &GroupSummary) -> &'static str {
-    match group.status {
-        GroupStatus::Creating => "not confirmed yet",
-        GroupStatus::Member => "member",
-        GroupStatus::Stuck => "stuck",
-        GroupStatus::Left => "left",
-    }
-}
-
-fn group_object(group: &GroupSummary) -> Value {
-    json!({
-        "group": group.group.to_string(), "name": group.name, "status": status(group), "epoch": group.epoch,
-        "members": group.members,
-    })
-}
-
-fn group_line(group: &GroupSummary) -> String {
-    let name = group.name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default();
-    let epoch = group.epoch.map(|epoch| format!(", epoch {epoch}")).unwrap_or_default();
-    format!("{}{name}: {}{epoch}, {} clients", group.group, status(group), group.members)
-}
-
-fn history_line(line: &HistoryLine) -> String {
-    let group = line.group.parse::<GroupUri>().map_or_else(|_| line.group.clone(), |group| short(&group));
-    format!("[{group}] {}: {}", line.sender, line.text)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
+    use super::pick::{NotPicked, id, parse_client, parse_user, pick_group};
+    use super::show::printable;
     use super::*;
+    use crate::client::{GroupStatus, GroupSummary};
 
     fn group(id: &str, name: Option<&str>) -> GroupSummary {
         let group = format!("mimi://a.test/g/{id}").parse().expect("a group");
@@ -592,6 +624,9 @@ mod tests {
         let user = |text: &str| parse_user(text).map(|user| user.to_string()).map_err(|Failure(why)| why);
         assert_eq!(user("alice@a.test"), Ok("mimi://a.test/u/alice".into()));
         assert_eq!(user("mimi://a.test/u/alice"), Ok("mimi://a.test/u/alice".into()));
+        let client = |text: &str| parse_client(text).map(|client| client.to_string()).map_err(|Failure(why)| why);
+        assert_eq!(client("alice/phone@a.test"), Ok("mimi://a.test/d/alice/phone".into()));
+        assert!(client("alice@a.test").is_err() && client("mimi://a.test/u/alice").is_err());
         assert!(user("alice").is_err() && user("Alice@a.test").is_err() && user("@a.test").is_err());
     }
 

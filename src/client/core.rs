@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::error::ClientError;
 use super::event::Event;
 use super::history::{History, HistoryLine};
+use super::joining::receipt_is_of;
 use super::log::{self, EventLog};
 use super::mls::{self, Leaf, Provider};
 use super::seal;
@@ -70,7 +71,7 @@ impl Core {
                 .with_context(|| format!("could not load {name}"))?;
             match loaded {
                 Some(loaded) => drop(groups.insert(uri, loaded)),
-                None if group.status == GroupStatus::Left => {}
+                None if matches!(group.status, GroupStatus::Left | GroupStatus::Deleted | GroupStatus::Stuck) => {}
                 None => return Err(Fault::new(format!("the state has lost the keys of {name}")).into()),
             }
         }
@@ -232,8 +233,10 @@ impl Core {
             (Some(GroupStatus::Member), Some(mls)) => Ok(mls),
             (Some(GroupStatus::Creating), _) => Err(ClientError::Invalid(format!("{group} is not confirmed by its hub yet"))),
             (Some(GroupStatus::Stuck), _) => {
-                Err(ClientError::Invalid(format!("{group} cannot be followed any more: a Commit could not be applied")))
+                Err(ClientError::Invalid(format!("{group} cannot be followed now: this client has to resync first")))
             }
+            (Some(GroupStatus::Leaving), _) => Err(ClientError::Invalid(format!("this client is leaving {group}"))),
+            (Some(GroupStatus::Deleted), _) => Err(ClientError::Invalid(format!("{group} was deleted"))),
             (Some(GroupStatus::Left), _) => Err(ClientError::Invalid(format!("no longer a member of {group}"))),
             _ => Err(ClientError::Invalid(format!("not a member of {group}"))),
         }
@@ -259,15 +262,7 @@ impl Core {
     /// Whether `receipt` is the hub's word that the Commit with `hash` began `epoch` of `group` (X9). The hub's key is the one
     /// the members agreed on: an entry of `external_senders`.
     pub(super) fn receipt_is_good(&self, group: &GroupUri, epoch: u64, hash: &[u8; 32], receipt: &Receipt) -> bool {
-        let Some(mls) = self.groups.get(group) else { return false };
-        let content = &receipt.content;
-        *content.group_id == *group.to_bytes()
-            && content.epoch == epoch
-            && content.commit_hash == *hash
-            && mls::external_senders(mls.extensions())
-                .iter()
-                .filter_map(|sender| mls::external_sender_key(sender))
-                .any(|key| receipt.is_signed_by(&key))
+        self.groups.get(group).is_some_and(|mls| receipt_is_of(mls, group, epoch, hash, receipt))
     }
 }
 

@@ -12,7 +12,7 @@ use super::core::{Result, pin};
 use super::error::ClientError;
 use super::mls::Provider;
 use super::outbox::Question;
-use super::state::{Account, Blob, Queue, State, Store};
+use super::state::{Account, Blob, Origin, Queue, State, Store};
 use super::{Client, ClientSettings};
 use crate::base::crypto::SigningKey;
 use crate::base::ids::RequestId;
@@ -20,7 +20,7 @@ use crate::base::{Context as _, Domain, Fault, UnixMillis, UserUri};
 use crate::identity::chain::{AsRoots, validate_user_chain};
 use crate::identity::issue::{issue_client, user_csr};
 use crate::wire::accounts::{AccountsMessage, AccountsRequest, Enrol};
-use crate::wire::info::InfoRequest;
+use crate::wire::info::{DomainInfo, InfoRequest};
 use crate::wire::qs::{CreateQueue, QsMessage, QsRequest, QsSender};
 use crate::wire::request::Service;
 use crate::wire::{Invitation, List, Opaque, Reply};
@@ -34,23 +34,20 @@ impl Client {
     /// Fails when `dir` already holds an enrolled client, or one that is being enrolled with another invitation.
     pub async fn enrol(dir: &Path, invitation: &Invitation, device: &str, settings: ClientSettings) -> Result<Self> {
         let deadline = Instant::now() + settings.request_deadline;
-        // A name that no URI can carry is refused before anything is used up.
-        UserUri::new(&invitation.domain, NAME_IN_REQUEST).and_then(|user| user.client(device)).map_err(|_| {
-            ClientError::Invalid(format!("{device:?} is no device name: want letters a-z, digits, '-', '_' and '.'"))
-        })?;
+        check_device_name(device)?;
         let store = Store::open(dir)?;
         let (mut state, values) = match store.load()? {
             Some((state, _)) if state.account.complete => {
                 return Err(ClientError::Invalid(format!("{} already holds {}", dir.display(), state.account.client)));
             }
-            Some((state, _)) if state.account.token != invitation.token || state.account.device != device => {
+            Some(loaded) if is_of(&loaded.0.account, invitation, device) => loaded,
+            Some(_) => {
                 return Err(ClientError::Invalid(format!(
                     "{} holds an unfinished enrolment with another invitation or device name",
                     dir.display()
                 )));
             }
-            Some(loaded) => loaded,
-            None => (new_state(invitation, device, &settings)?, Default::default()),
+            None => (invited_state(invitation, device, &settings)?, Default::default()),
         };
         if !settings.resolver.is_empty() {
             // The one given before may have been wrong.
@@ -67,7 +64,7 @@ impl Client {
     }
 
     /// Queue and KeyPackages, as far as they are not there yet.
-    async fn finish_enrolment(&self, deadline: Instant) -> Result<()> {
+    pub(super) async fn finish_enrolment(&self, deadline: Instant) -> Result<()> {
         let (queue, request) = self.transact(|core| Ok((core.state.queue.clone(), core.state.account.queue_request))).await?;
         if queue.is_none() {
             let certificates = self.chain().iter().map(|der| Opaque::from(der.as_slice())).collect();
@@ -80,7 +77,8 @@ impl Client {
                 return Err(ClientError::Untrusted("the node answered a new queue with something else".into()));
             };
             self.transact(move |core| {
-                core.state.queue = Some(Queue { id: created.queue_id, generation: created.generation, next: 1, acked: 0 });
+                core.state.queue =
+                    Some(Queue { id: created.queue_id, generation: created.generation, retiring: None, next: 1, acked: 0 });
                 core.save()
             })
             .await?;
@@ -102,32 +100,56 @@ impl Client {
     }
 }
 
+/// Whether an unfinished account is being enrolled with this invitation.
+fn is_of(account: &Account, invitation: &Invitation, device: &str) -> bool {
+    matches!(&account.origin, Origin::Invitation { token, .. } if *token == invitation.token) && account.device == device
+}
+
 /// A state with all keys made and nothing asked.
-fn new_state(invitation: &Invitation, device: &str, settings: &ClientSettings) -> Result<State> {
-    let (user_key, client_key, owner_key) = (SigningKey::generate()?, SigningKey::generate()?, SigningKey::generate()?);
-    let kept = |key: &SigningKey| Blob(key.pkcs8().expose().to_vec());
+fn invited_state(invitation: &Invitation, device: &str, settings: &ClientSettings) -> Result<State> {
+    let user_key = SigningKey::generate()?;
     let name = UserUri::new(&invitation.domain, NAME_IN_REQUEST).context("a plain word is a name")?;
-    let account = Account {
-        domain: invitation.domain.to_string(),
-        device: device.to_owned(),
+    let origin = Origin::Invitation {
         token: invitation.token,
-        tls_ca_spki_hash: invitation.tls_ca_spki_hash,
-        resolver: settings.resolver.clone(),
-        enrol_request: RequestId::random(),
+        request: RequestId::random(),
         certificate_request: Blob(user_csr(&user_key, &name)?),
+    };
+    let mut state = new_state(device, origin, settings)?;
+    state.account.domain = invitation.domain.to_string();
+    state.account.tls_ca_spki_hash = invitation.tls_ca_spki_hash;
+    state.account.user_key = kept(&user_key);
+    Ok(state)
+}
+
+pub(super) fn kept(key: &SigningKey) -> Blob {
+    Blob(key.pkcs8().expose().to_vec())
+}
+
+/// A state with the client's own keys. Which domain and user it is of is not known yet.
+pub(super) fn new_state(device: &str, origin: Origin, settings: &ClientSettings) -> Result<State> {
+    let account = Account {
+        domain: String::new(),
+        device: device.to_owned(),
+        origin,
+        tls_ca_spki_hash: [0; 32],
+        resolver: settings.resolver.clone(),
         queue_request: RequestId::random(),
-        user_key: kept(&user_key),
-        client_key: kept(&client_key),
-        owner_key: kept(&owner_key),
+        user_key: Blob::default(),
+        client_key: kept(&SigningKey::generate()?),
+        owner_key: kept(&SigningKey::generate()?),
         user_certificate: Blob::default(),
         client_certificate: Blob::default(),
         client: String::new(),
         key_packages: settings.key_packages,
         complete: false,
+        rejoin: false,
+        hold_invitations: false,
     };
     Ok(State {
         account,
         queue: None,
+        key_packages: Vec::new(),
+        devices: [device.to_owned()].into(),
         domains: Default::default(),
         groups: Default::default(),
         outbox: Vec::new(),
@@ -138,6 +160,36 @@ fn new_state(invitation: &Invitation, device: &str, settings: &ClientSettings) -
         log_count: 0,
         clock_offset_ms: 0,
     })
+}
+
+/// Asks the node of the state's domain, over a connection without a client certificate, what the domain publishes, and pins it.
+/// Returns the domain's roots and the time as the node has it.
+pub(super) async fn pin_own_domain(state: &mut State, deadline: Instant) -> Result<(AsRoots, UnixMillis)> {
+    let account = &state.account;
+    let domain: Domain = account.domain.parse().context("the state names no domain")?;
+    let node = Node::new(&domain, &account.resolver, account.tls_ca_spki_hash, None)?;
+    let asked = ask_info(&node, &domain, &mut state.clock_offset_ms, deadline).await;
+    node.close().await;
+    let info = asked?;
+    pin(state, &domain, &info)?;
+    let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(state.clock_offset_ms));
+    Ok((roots_of(&domain, info)?, now))
+}
+
+fn roots_of(domain: &Domain, info: DomainInfo) -> Result<AsRoots> {
+    let roots = AsRoots::new(domain.clone(), info.as_roots.into_iter().map(Opaque::into_vec).collect());
+    roots.map_err(|error| ClientError::Untrusted(error.to_string()))
+}
+
+async fn ask_info(node: &Node, domain: &Domain, offset: &mut i64, deadline: Instant) -> Result<DomainInfo> {
+    let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
+    let question =
+        Question { request: RequestId::random(), destination: domain.clone(), service, key: None, perhaps_done: false };
+    let answer = question.ask(node, offset, deadline).await.map_err(|error| ClientError::NotReached(error.0))?;
+    match answer? {
+        Reply::DomainInfo(info) => Ok(info),
+        _ => Err(ClientError::Untrusted("the node answered info with something else".into())),
+    }
 }
 
 /// Over a connection without a client certificate: the domain's roots, then the user certificate; then the client's own.
@@ -151,43 +203,56 @@ async fn ask_for_certificate(state: &mut State, deadline: Instant) -> Result<()>
 }
 
 async fn enrol_over(node: &Node, state: &mut State, domain: &Domain, deadline: Instant) -> Result<()> {
+    let Origin::Invitation { token, request, certificate_request } = state.account.origin.clone() else {
+        return Err(Fault::new("only an invitation gets a certificate").into());
+    };
     let user_key = SigningKey::from_pkcs8(&state.account.user_key.0)?;
     let mut offset = state.clock_offset_ms;
-    let mut ask = async |request, service, key| {
-        let question = Question { request, destination: domain.clone(), service, key, perhaps_done: false };
-        let answer = question.ask(node, &mut offset, deadline).await;
-        answer.map_err(|error| ClientError::NotReached(error.0))?.map_err(ClientError::from)
-    };
-    let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
-    let Reply::DomainInfo(info) = ask(RequestId::random(), service, None).await? else {
-        return Err(ClientError::Untrusted("the node answered info with something else".into()));
-    };
+    let info = ask_info(node, domain, &mut offset, deadline).await?;
     pin(state, domain, &info)?;
-    let enrol = Enrol {
-        token: state.account.token.as_slice().into(),
-        certificate_request: state.account.certificate_request.0.as_slice().into(),
-    };
+    let enrol = Enrol { token: token.as_slice().into(), certificate_request: certificate_request.0.into() };
     let message = AccountsMessage { certificates: List::default(), request: AccountsRequest::Enrol(enrol) };
-    let reply = ask(state.account.enrol_request, Service::Accounts(message), Some(&user_key)).await?;
-    let Reply::Enrolled(enrolled) = reply else {
+    let service = Service::Accounts(message);
+    let question = Question { request, destination: domain.clone(), service, key: Some(&user_key), perhaps_done: false };
+    let answer = question.ask(node, &mut offset, deadline).await.map_err(|error| ClientError::NotReached(error.0))?;
+    let Reply::Enrolled(enrolled) = answer? else {
         return Err(ClientError::Untrusted("the node answered enrol with something else".into()));
     };
     state.clock_offset_ms = offset;
     let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(offset));
-    let roots = AsRoots::new(domain.clone(), info.as_roots.iter().map(|root| root.to_vec()).collect());
-    let roots = roots.map_err(|error| ClientError::Untrusted(error.to_string()))?;
-    let identity = validate_user_chain(&[enrolled.certificate.to_vec()], &roots, now)
-        .map_err(|error| ClientError::Untrusted(format!("the user certificate: {error}")))?;
-    if identity.public_key != user_key.public() || identity.user.to_bytes() != *enrolled.user {
-        return Err(ClientError::Untrusted("the user certificate is for another key or user".into()));
+    let roots = roots_of(domain, info)?;
+    let user = name_user(&mut state.account, &roots, enrolled.certificate.into_vec(), now)?;
+    if user.to_bytes() == *enrolled.user {
+        Ok(())
+    } else {
+        Err(ClientError::Untrusted("the user certificate is for another user".into()))
     }
-    let account = &mut state.account;
+}
+
+/// Takes up the certificate of the account's user key, and issues this client's own (S20). Returns whose it is.
+pub(super) fn name_user(account: &mut Account, roots: &AsRoots, certificate: Vec<u8>, now: UnixMillis) -> Result<UserUri> {
+    let user_key = SigningKey::from_pkcs8(&account.user_key.0)?;
+    let identity = validate_user_chain(std::slice::from_ref(&certificate), roots, now)
+        .map_err(|error| ClientError::Untrusted(format!("the user certificate: {error}")))?;
+    if identity.public_key != user_key.public() {
+        return Err(ClientError::Untrusted("the user certificate is for another key".into()));
+    }
     let client = identity.user.client(&account.device).context("the device's name was checked")?;
     let client_key = SigningKey::from_pkcs8(&account.client_key.0)?;
-    let certificate = issue_client(&user_key, &enrolled.certificate, &client, client_key.public(), now)
-        .map_err(|error| Fault::because("could not issue the client's certificate", error))?;
-    account.user_certificate = Blob(enrolled.certificate.into_vec());
-    account.client_certificate = Blob(certificate);
+    account.client_certificate = Blob(
+        issue_client(&user_key, &certificate, &client, client_key.public(), now)
+            .map_err(|error| Fault::because("could not issue the client's certificate", error))?,
+    );
+    account.user_certificate = Blob(certificate);
     account.client = client.to_string();
-    Ok(())
+    Ok(identity.user)
+}
+
+/// Refuses a name that no client's URI can carry, before anything is used up.
+pub(super) fn check_device_name(device: &str) -> Result<()> {
+    let anyone: UserUri = "mimi://a.example/u/anyone".parse().context("a plain word is a name")?;
+    anyone
+        .client(device)
+        .map(drop)
+        .map_err(|_| ClientError::Invalid(format!("{device:?} is no device name: want letters a-z, digits, '-', '_' and '.'")))
 }

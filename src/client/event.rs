@@ -19,6 +19,18 @@ pub enum Event {
         /// The epoch that began without it.
         epoch: u64,
     },
+    /// The group is no more.
+    Deleted {
+        /// The group.
+        group: GroupUri,
+    },
+    /// This client could not follow the group any more and entered it anew. What was sent in between is lost to it.
+    Resynced {
+        /// The group.
+        group: GroupUri,
+        /// The epoch that began with it.
+        epoch: u64,
+    },
     /// A message for people.
     Message {
         /// The group.
@@ -47,14 +59,14 @@ pub enum Event {
         /// Clients that went.
         removed: Vec<ClientUri>,
     },
-    /// A proposal waits for a Commit (S13); the next operation on the group commits it.
+    /// A proposal waits for a Commit (S13). Some member's client commits it soon, this one's included.
     Proposed {
         /// The group.
         group: GroupUri,
         /// Its epoch.
         epoch: u64,
     },
-    /// Messages of the group were dropped on the way (X4).
+    /// Messages of the group were dropped on the way (X4). The client resyncs by itself.
     MessagesLost {
         /// The group.
         group: GroupUri,
@@ -75,6 +87,7 @@ impl Event {
     pub fn group(&self) -> Option<&GroupUri> {
         match self {
             Self::Joined { group, .. } | Self::Left { group, .. } | Self::Message { group, .. } => Some(group),
+            Self::Deleted { group } | Self::Resynced { group, .. } => Some(group),
             Self::EpochChanged { group, .. } | Self::Proposed { group, .. } | Self::MessagesLost { group } => Some(group),
             Self::Unprocessable { .. } => None,
         }

@@ -146,16 +146,17 @@ impl Client {
             self.transact(move |core| core.member_of(&group).map(|_| core.has_proposals(&group))).await?
         };
         if proposals {
-            self.run_commit(group, Plan::Update, deadline).await?;
+            // The hub takes no message before they are committed (S13).
+            self.run_commit(group, Plan::Cover, deadline).await?;
         }
         let (group, text, replaces) = (group.clone(), text.to_owned(), kept.map(|kept| kept.outgoing.request));
         self.make(move |core| core.make_message(&group, text, replaces)).await
     }
 
     /// What to say of `error` while `kept` waits in the outbox to be made anew: it stays there, unless it never can be.
-    async fn give_up(&self, kept: Option<Held>, error: ClientError) -> ClientError {
+    pub(super) async fn give_up(&self, kept: Option<Held>, error: ClientError) -> ClientError {
         let Some(kept) = kept else { return error };
-        let is_commit = matches!(kept.outgoing.purpose, Purpose::Commit { .. });
+        let is_commit = matches!(kept.outgoing.purpose, Purpose::Commit { .. } | Purpose::Join { .. });
         match error {
             ClientError::Refused(rejection) if !is_commit || rejection.code == ErrorCode::UnreachableDomain => {
                 ClientError::NotConfirmed(rejection.to_string())
@@ -275,11 +276,17 @@ impl Client {
         for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let (left, epoch) = self.claim(group, plan, &mut claimed, deadline).await?;
             let Some(left) = left else { return Ok(epoch) };
-            let key_packages = claimed.iter().filter(|(user, _)| left.adds(user)).map(|(_, package)| package.clone()).collect();
+            let of_plan = claimed.iter().filter(|(user, _)| left.adds(user));
+            let key_packages: Vec<KeyPackage> = of_plan.map(|(_, package)| package.clone()).collect();
             let made = {
                 let (group, replaces) = (group.clone(), kept.as_ref().map(|kept| kept.outgoing.request));
-                self.make(move |core| core.make_commit(&group, left, key_packages, replaces)).await?
+                self.make_if(move |core| match core.missing_of(&group, &left, key_packages)? {
+                    Some((left, key_packages)) => core.make_commit(&group, left, key_packages, replaces).map(Some),
+                    None => Ok(None),
+                })
+                .await?
             };
+            let Some(made) = made else { return Ok(epoch) };
             *kept = None;
             match self.settle_commit(&made, deadline).await? {
                 CommitOutcome::Won(epoch) => return Ok(epoch),
@@ -306,41 +313,24 @@ impl Client {
         claimed: &mut Vec<(UserUri, KeyPackage)>,
         deadline: Instant,
     ) -> Result<(Option<Plan>, u64)> {
-        let (users, present) = match plan {
-            Plan::Update => (&[][..], false),
-            Plan::Add(users) => (users.as_slice(), false),
-            Plan::Remove(users) => (users.as_slice(), true),
-        };
-        let users: Vec<UserUri> = users
-            .iter()
-            .map(|user| user.parse().map_err(|error| Fault::because("a plan names no user", error)))
-            .collect::<std::result::Result<_, Fault>>()?;
-        let (users, epoch, proposals) = {
-            let group = group.clone();
+        let (left, epoch) = {
+            let (group, plan) = (group.clone(), plan.clone());
             self.transact(move |core| {
                 let epoch = core.member_of(&group)?.epoch().as_u64();
-                Ok((core.users_in(&group, &users, present), epoch, core.has_proposals(&group)))
+                Ok((core.left_of(&group, &plan)?, epoch))
             })
             .await?
         };
-        if users.is_empty() && *plan != Plan::Update {
-            // Nothing to do, unless others' proposals wait: then this Commit would have carried them.
-            return Ok((proposals.then_some(Plan::Update), epoch));
-        }
-        let names = users.iter().map(UserUri::to_string).collect();
-        Ok(match plan {
-            Plan::Update => (Some(Plan::Update), epoch),
-            Plan::Remove(_) => (Some(Plan::Remove(names)), epoch),
-            Plan::Add(_) => {
-                for user in &users {
-                    if !claimed.iter().any(|(owner, _)| owner == user) {
-                        let packages = self.claim_of(user, deadline).await?;
-                        claimed.extend(packages.into_iter().map(|package| (user.clone(), package)));
-                    }
+        if let Some(Plan::Add(users) | Plan::AddClients(users)) = &left {
+            for user in users {
+                let user: UserUri = user.parse().map_err(|error| Fault::because("a plan names no user", error))?;
+                if !claimed.iter().any(|(owner, _)| *owner == user) {
+                    let packages = self.claim_of(&user, deadline).await?;
+                    claimed.extend(packages.into_iter().map(|package| (user.clone(), package)));
                 }
-                (Some(Plan::Add(names)), epoch)
             }
-        })
+        }
+        Ok((left, epoch))
     }
 
     /// One KeyPackage of each client of `user`, each proven to be that client's (R7, R8).
@@ -397,7 +387,7 @@ impl Client {
     }
 
     /// Makes room for the others in a race.
-    async fn pause(&self, attempt: u32) {
+    pub(super) async fn pause(&self, attempt: u32) {
         let most = 20 * u64::from(attempt.min(20)) + 5;
         let pause = Duration::from_millis(rand::rng().random_range(0..most));
         sleep(pause).await;
@@ -409,6 +399,19 @@ impl Client {
         self.transact(move |core| {
             let made = work(core)?;
             busy.take_new(made).ok_or_else(|| Fault::new("a request id came twice").into())
+        })
+        .await
+    }
+
+    /// As [`Client::make`], for what may turn out not to be needed.
+    pub(super) async fn make_if(
+        &self,
+        work: impl FnOnce(&mut Core) -> Result<Option<Outgoing>> + Send + 'static,
+    ) -> Result<Option<Held>> {
+        let busy = self.shared.busy.clone();
+        self.transact(move |core| {
+            let Some(made) = work(core)? else { return Ok(None) };
+            busy.take_new(made).map(Some).ok_or_else(|| Fault::new("a request id came twice").into())
         })
         .await
     }
@@ -452,8 +455,8 @@ impl Client {
     }
 
     /// Sends a request of the outbox until it is answered.
-    async fn ask_held(&self, held: &Held, deadline: Instant) -> Result<Answer> {
-        let question = Question::kept(&held.outgoing, held.tried, &self.shared.leaf.key)?;
+    pub(super) async fn ask_held(&self, held: &Held, deadline: Instant) -> Result<Answer> {
+        let question = Question::kept(&held.outgoing, held.tried, self.key_of(&held.outgoing.purpose))?;
         self.shared.put(&question, deadline).await.map_err(|error| ClientError::NotConfirmed(error.0))
     }
 
@@ -521,7 +524,15 @@ impl Client {
             .await?;
         let Some(held) = held else { return Ok(()) };
         match held.outgoing.purpose.clone() {
-            Purpose::KeyPackages | Purpose::CreateGroup { .. } => self.settle_other(held, deadline).await,
+            Purpose::KeyPackages | Purpose::CreateGroup { .. } | Purpose::Decline { .. } => {
+                self.settle_other(held, deadline).await
+            }
+            Purpose::Join { group, .. } => {
+                let group = parse(&group)?;
+                let lock = self.shared.group_lock(&group);
+                let Ok(_one) = lock.try_lock() else { return Ok(()) };
+                self.settle_left_over_join(&group, held, deadline).await.map(drop)
+            }
             Purpose::Commit { group, .. } => {
                 let group = parse(&group)?;
                 let lock = self.shared.group_lock(&group);
@@ -625,12 +636,12 @@ enum Settled {
 }
 
 /// Whether an operation that failed so has left nothing in the outbox.
-fn is_settled(error: &ClientError) -> bool {
+pub(super) fn is_settled(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused(_) | ClientError::Invalid(_) | ClientError::OutcomeUnknown(_))
 }
 
 impl Plan {
     fn adds(&self, user: &UserUri) -> bool {
-        matches!(self, Self::Add(users) if users.contains(&user.to_string()))
+        matches!(self, Self::Add(users) | Self::AddClients(users) if users.contains(&user.to_string()))
     }
 }

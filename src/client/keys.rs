@@ -39,13 +39,15 @@ impl Client {
         let Reply::KeyPackageCount(count) = reply else {
             return Err(ClientError::Untrusted("the node answered a count with something else".into()));
         };
-        let wanted = self.transact(|core| Ok(core.state.account.key_packages)).await?;
-        let last_resort = count.last_resort == 0;
-        if count.available >= wanted.div_ceil(2) && !last_resort {
+        let (now, remaining) = (self.shared.now(), self.shared.upkeep.key_package_remaining_min);
+        let (wanted, (fresh, fresh_last_resort)) =
+            self.transact(move |core| Ok((core.state.account.key_packages, core.key_packages_are_fresh(remaining, now)))).await?;
+        // Those that expire soon, or whose queue information ends with its generation, are replaced while they still serve.
+        let missing = if fresh { wanted.saturating_sub(count.available) } else { wanted };
+        let last_resort = count.last_resort == 0 || !fresh_last_resort;
+        if (fresh && count.available >= wanted.div_ceil(2)) && !last_resort {
             return Ok(());
         }
-        let now = self.shared.now();
-        let missing = wanted.saturating_sub(count.available);
         let held = self.make(move |core| core.make_key_packages(missing, last_resort, now)).await?;
         self.settle_other(held, deadline).await
     }

@@ -18,13 +18,14 @@ use super::error::ClientError;
 use super::event::Event;
 use super::outgoing::welcome_info;
 use super::receive::Need;
+use super::removals::cover_for_ever;
 use crate::base::ids::RequestId;
 use crate::base::{Context as _, GroupUri, UnixMillis, limits};
 use crate::wire::error::{ErrorCode, Retry};
 use crate::wire::qs::{AckEntries, Delivery, FetchEntries, QsMessage, QsRequest, QsSender, QueueEntry};
 use crate::wire::reply::GroupState;
 use crate::wire::request::Service;
-use crate::wire::{Content, Reply, Response};
+use crate::wire::{Content, Reply, Response, decode};
 
 impl Client {
     /// Takes in all that the queue has, does what was left undone, and returns what happened since the last call, also during
@@ -33,6 +34,7 @@ impl Client {
         let deadline = self.deadline();
         self.receive(deadline).await?;
         self.chores().await?;
+        self.cover_now(deadline).await?;
         Ok(self.shared.inbox.take_all())
     }
 
@@ -102,7 +104,7 @@ impl Client {
         let mut tasks = JoinSet::new();
         for group in waiting.iter().filter_map(|name| name.parse::<GroupUri>().ok()) {
             let client = self.clone();
-            tasks.spawn(async move { client.settle_backlog_of(&group, soon).await });
+            tasks.spawn(async move { client.settle_backlog_of(&group, false, soon).await });
         }
         while let Some(ended) = tasks.join_next().await {
             ended.context("taking what waited was interrupted")??;
@@ -110,7 +112,8 @@ impl Client {
         Ok(())
     }
 
-    async fn settle_backlog_of(&self, group: &GroupUri, deadline: Instant) -> Result<()> {
+    /// As [`Client::settle_backlog`] for one group. `wanted`: an invitation that waits for its user's word has it.
+    pub(super) async fn settle_backlog_of(&self, group: &GroupUri, wanted: bool, deadline: Instant) -> Result<()> {
         // One at a time: two would ask the same things, and the second could give up what the first got past.
         let lock = self.shared.backlog_lock(group);
         let Ok(_one) = timeout_at(deadline, lock.lock()).await else { return Ok(()) };
@@ -132,25 +135,29 @@ impl Client {
                         return Ok(());
                     }
                 }
-                Some(Need::Tree { sequence, reference, epoch }) => {
-                    let service = welcome_info(group, &reference, epoch);
-                    match self.ask(group.hub(), service, deadline).await {
-                        Ok(Reply::GroupState(state)) => tree = Some((sequence, state)),
-                        Err(ClientError::Refused(rejection)) if is_never_told(rejection.code) => {
-                            let why = format!("the hub refused the group's tree: {rejection}");
-                            let group = group.clone();
-                            self.transact(move |core| core.skip_backlog(&group, sequence, why)).await?;
-                        }
-                        // Anything else may pass, and a Welcome comes only once.
-                        Ok(_) => {
-                            tracing::debug!(%group, "a Welcome waits: the hub answered something else");
-                            return Ok(());
-                        }
-                        Err(error) => {
-                            tracing::debug!(%group, %error, "a Welcome waits for its tree");
-                            return Ok(());
-                        }
+                Some(Need::Tree(welcome)) => {
+                    if !wanted && self.transact(|core| Ok(core.state.account.hold_invitations)).await? {
+                        return Ok(());
                     }
+                    let service = welcome_info(group, &welcome.reference, welcome.epoch);
+                    let error = match self.ask(group.hub(), service, deadline).await {
+                        Ok(Reply::GroupState(state)) => {
+                            tree = Some((welcome.sequence, state));
+                            continue;
+                        }
+                        Ok(_) => ClientError::Untrusted("the hub answered with something else".into()),
+                        Err(error @ ClientError::Fault(_)) => return Err(error),
+                        Err(error) => error,
+                    };
+                    let age = self.shared.now().0.saturating_sub(welcome.arrived_at_ms);
+                    let too_old = Duration::from_millis(age) > limits::CLIENT_WELCOME_WAIT_MAX;
+                    if !too_old && !error.code().is_some_and(is_never_told) {
+                        // It may pass, and a Welcome comes only once.
+                        tracing::debug!(%group, %error, "a Welcome waits for its tree");
+                        return Ok(());
+                    }
+                    let (group, why) = (group.clone(), format!("the hub does not tell the group's tree: {error}"));
+                    self.transact(move |core| core.skip_backlog(&group, welcome.sequence, why)).await?;
                 }
             }
         }
@@ -167,7 +174,8 @@ impl Client {
         };
         let (resumed, (settled, bound), topped_up) =
             tokio::join!(self.resume_by(deadline), joined, self.top_up_key_packages(deadline));
-        for done in [resumed, settled, bound, topped_up, self.acknowledge().await] {
+        let upkept = self.upkeep().await;
+        for done in [resumed, settled, bound, topped_up, upkept, self.acknowledge().await] {
             match done {
                 Err(error @ ClientError::Fault(_)) => return Err(error),
                 Err(error) => tracing::debug!(%error, "something is left for later"),
@@ -181,7 +189,8 @@ impl Client {
     async fn bind_queues(&self, deadline: Instant) -> Result<()> {
         let unbound: Vec<GroupUri> = self
             .transact(|core| {
-                let groups = core.state.groups.iter().filter(|(_, kept)| !kept.queue_bound);
+                let current = core.queue()?.generation;
+                let groups = core.state.groups.iter().filter(|(_, kept)| kept.queue_generation != Some(current));
                 Ok(groups.filter_map(|(name, _)| name.parse().ok()).filter(|group| core.member_of(group).is_ok()).collect())
             })
             .await?;
@@ -190,9 +199,9 @@ impl Client {
             if silent.contains(group.hub()) {
                 continue;
             }
-            let service = {
+            let (service, generation) = {
                 let group = group.clone();
-                self.transact(move |core| core.queue_update(&group)).await?
+                self.transact(move |core| Ok((core.queue_update(&group)?, core.queue()?.generation))).await?
             };
             // One hub that does not answer must leave time for the next.
             let soon = deadline.min(Instant::now() + limits::CLIENT_CHORES_TIMEOUT / 4);
@@ -200,7 +209,7 @@ impl Client {
                 Ok(_) => {
                     self.transact(move |core| {
                         if let Some(kept) = core.group_mut(&group) {
-                            kept.queue_bound = true;
+                            kept.queue_generation = Some(generation);
                         }
                         core.save()
                     })
@@ -273,14 +282,23 @@ impl Listener {
 
 /// Receives, and beside it does what is to be done now and then; ends only with an error that trying again cannot mend.
 async fn receive_for_ever(client: Client) -> Result<()> {
-    tokio::try_join!(subscribe_for_ever(&client), do_chores_for_ever(&client)).map(drop)
+    tokio::try_join!(subscribe_for_ever(&client), do_chores_for_ever(&client), cover_for_ever(&client)).map(drop)
 }
 
 /// Apart from receiving, which never waits for it.
 async fn do_chores_for_ever(client: &Client) -> Result<()> {
+    let (mut wait, mut waited) = (limits::CLIENT_BACKLOG_INTERVAL, None);
     loop {
         client.chores().await?;
-        let due = Instant::now() + client.transact(|core| Ok(chores_interval(core))).await?;
+        let waiting = client.transact(|core| Ok(core.first_waiting())).await?;
+        // The longer the same entries wait, the less often they are looked after: what they need may never come.
+        wait = match &waiting {
+            None => limits::CLIENT_CHORES_INTERVAL,
+            same if *same == waited => (wait * 2).min(limits::CLIENT_CHORES_INTERVAL),
+            Some(_) => limits::CLIENT_BACKLOG_INTERVAL,
+        };
+        waited = waiting;
+        let due = Instant::now() + wait;
         // Early when an entry has begun to wait.
         let _ = timeout_at(due, client.shared.chores_due.notified()).await;
     }
@@ -390,8 +408,13 @@ fn octets_of(entries: &[QueueEntry]) -> usize {
     entries.iter().map(octets).sum()
 }
 
-fn chores_interval(core: &Core) -> Duration {
-    if core.state.backlog.is_empty() { limits::CLIENT_CHORES_INTERVAL } else { limits::CLIENT_BACKLOG_INTERVAL }
+impl Core {
+    /// The entries that are the first to wait in their groups, by sequence; `None` when nothing waits.
+    fn first_waiting(&self) -> Option<Vec<u64>> {
+        let firsts = self.state.backlog.values().filter_map(|entries| decode::<QueueEntry>(&entries.first()?.0).ok());
+        let sequences: Vec<u64> = firsts.map(|entry| entry.sequence).collect();
+        Some(sequences).filter(|sequences| !sequences.is_empty())
+    }
 }
 
 impl Client {

@@ -1,15 +1,17 @@
 //! The member's side of MLS, on OpenMLS: provider, leaf key and credential, KeyPackages, making and reading messages.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Display;
 
+pub(super) use openmls::ciphersuite::hash_ref::ProposalRef;
 use openmls::group::{
-    GroupId, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig, PURE_PLAINTEXT_WIRE_FORMAT_POLICY, StagedCommit, StagedWelcome,
+    CommitMessageBundle, GroupContext, GroupId, MlsGroup, MlsGroupCreateConfig, MlsGroupJoinConfig,
+    PURE_PLAINTEXT_WIRE_FORMAT_POLICY, QueuedProposal, StagedCommit, StagedWelcome,
 };
 use openmls::prelude::{
     Capabilities, Ciphersuite, Credential, CredentialType, CredentialWithKey, Extension, ExtensionType, Extensions, KeyPackage,
-    KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, Lifetime, MlsMessageBodyIn, MlsMessageIn, ProtocolVersion,
-    RatchetTreeIn, SenderRatchetConfiguration, UnknownExtension, Welcome,
+    KeyPackageIn, KeyPackageRef, LeafNode, LeafNodeIndex, LeafNodeParameters, Lifetime, MlsMessageBodyIn, MlsMessageIn, Proposal,
+    ProtocolVersion, RatchetTreeIn, RequiredCapabilitiesExtension, Sender, SenderRatchetConfiguration, UnknownExtension, Welcome,
 };
 use openmls_rust_crypto::RustCrypto;
 use openmls_traits::OpenMlsProvider;
@@ -33,6 +35,12 @@ const CIPHERSUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA2
 
 /// The private-use KeyPackage extension with the client's queue config.
 const QUEUE_CONFIG_EXTENSION: u16 = 0xF0C0;
+
+/// The private-use GroupContext extension that says who may join by themselves: one octet.
+const JOIN_POLICY_EXTENSION: u16 = 0xF0C1;
+
+/// The join policy under which users may join by themselves.
+const JOIN_POLICY_OPEN: u8 = 1;
 
 /// OpenMLS's provider: its RustCrypto, and a storage whose content this client writes to its own state file.
 #[derive(Debug, Default)]
@@ -89,12 +97,12 @@ impl Provider {
     }
 }
 
-fn failed<E: Display>(what: &'static str) -> impl FnOnce(E) -> Fault {
+pub(super) fn failed<E: Display>(what: &'static str) -> impl FnOnce(E) -> Fault {
     move |error| Fault::new(format!("could not {what}: {error}"))
 }
 
 /// A [`SigningKey`] as OpenMLS takes it.
-struct LeafSigner<'a>(&'a SigningKey);
+pub(super) struct LeafSigner<'a>(&'a SigningKey);
 
 impl Signer for LeafSigner<'_> {
     fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, SignerError> {
@@ -115,11 +123,11 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    fn signer(&self) -> LeafSigner<'_> {
+    pub(super) fn signer(&self) -> LeafSigner<'_> {
         LeafSigner(&self.key)
     }
 
-    fn credential(&self) -> CredentialWithKey {
+    pub(super) fn credential(&self) -> CredentialWithKey {
         let content = self.chain.iter().flat_map(|der| encode(&Opaque::from(der.as_slice()))).collect();
         CredentialWithKey {
             credential: Credential::new(CredentialType::X509, content),
@@ -129,8 +137,12 @@ impl Leaf {
 }
 
 /// Only what is not default: other libraries refuse a leaf that lists default types.
-fn capabilities() -> Capabilities {
-    let extensions = [ExtensionType::Unknown(QUEUE_CONFIG_EXTENSION), ExtensionType::LastResort];
+pub(super) fn capabilities() -> Capabilities {
+    let extensions = [
+        ExtensionType::Unknown(QUEUE_CONFIG_EXTENSION),
+        ExtensionType::Unknown(JOIN_POLICY_EXTENSION),
+        ExtensionType::LastResort,
+    ];
     Capabilities::new(None, Some(&[CIPHERSUITE]), Some(&extensions), Some(&[]), Some(&[CredentialType::X509]))
 }
 
@@ -138,13 +150,18 @@ fn ratchet_configuration() -> SenderRatchetConfiguration {
     SenderRatchetConfiguration::new(limits::CLIENT_OUT_OF_ORDER_MAX, limits::CLIENT_MISSING_MAX)
 }
 
-fn join_config() -> MlsGroupJoinConfig {
+pub(super) fn join_config() -> MlsGroupJoinConfig {
     MlsGroupJoinConfig::builder()
         .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
         .use_ratchet_tree_extension(false)
         .max_past_epochs(limits::CLIENT_PAST_EPOCHS_MAX)
         .sender_ratchet_configuration(ratchet_configuration())
         .build()
+}
+
+/// A kept KeyPackageRef as OpenMLS has it.
+pub(super) fn key_package_ref(reference: &[u8]) -> Result<KeyPackageRef, Fault> {
+    KeyPackageRef::tls_deserialize_exact(encode(&Opaque::from(reference))).map_err(failed("read a KeyPackageRef"))
 }
 
 /// A KeyPackage just made; its private keys are in the storage.
@@ -223,21 +240,28 @@ pub(super) struct NewCommit {
     pub(super) welcome: Option<Vec<u8>>,
 }
 
-/// Makes a Commit with the given Adds and Removes and all pending proposals, with a path if `update`; it stays pending.
-pub(super) fn commit(
-    provider: &Provider,
-    leaf: &Leaf,
-    group: &mut MlsGroup,
-    adds: Vec<KeyPackage>,
-    removes: Vec<LeafNodeIndex>,
-    update: bool,
-) -> Result<NewCommit, Fault> {
-    let bundle = group
+/// What a Commit does beside committing all that is pending.
+#[derive(Default)]
+pub(super) struct Change {
+    pub(super) adds: Vec<KeyPackage>,
+    pub(super) removes: Vec<LeafNodeIndex>,
+    pub(super) extensions: Option<Extensions<GroupContext>>,
+    /// Whether it has a path in any case.
+    pub(super) update: bool,
+}
+
+/// Makes a Commit of `change` and all pending proposals; it stays pending.
+pub(super) fn commit(provider: &Provider, leaf: &Leaf, group: &mut MlsGroup, change: Change) -> Result<NewCommit, Fault> {
+    let mut builder = group
         .commit_builder()
         .consume_proposal_store(true)
-        .force_self_update(update)
-        .propose_adds(adds)
-        .propose_removals(removes)
+        .force_self_update(change.update)
+        .propose_adds(change.adds)
+        .propose_removals(change.removes);
+    if let Some(extensions) = change.extensions {
+        builder = builder.propose_group_context_extensions(extensions).map_err(failed("change the group's extensions"))?;
+    }
+    let bundle = builder
         .load_psks(provider.storage())
         .map_err(failed("begin a Commit"))?
         .use_ratchet_tree_extension(false)
@@ -246,13 +270,68 @@ pub(super) fn commit(
         .map_err(failed("make a Commit"))?
         .stage_commit(provider)
         .map_err(failed("stage a Commit"))?;
-    let (commit, welcome, group_info) = bundle.into_messages();
-    let group_info = group_info.ok_or_else(|| Fault::new("OpenMLS made no GroupInfo for a Commit"))?;
-    Ok(NewCommit {
-        commit: commit.to_bytes().map_err(failed("encode a Commit"))?,
-        group_info: group_info.to_bytes().map_err(failed("encode a GroupInfo"))?,
-        welcome: welcome.map(|welcome| welcome.to_bytes()).transpose().map_err(failed("encode a Welcome"))?,
-    })
+    NewCommit::new(bundle)
+}
+
+impl NewCommit {
+    pub(super) fn new(bundle: CommitMessageBundle) -> Result<Self, Fault> {
+        let (commit, welcome, group_info) = bundle.into_messages();
+        let group_info = group_info.ok_or_else(|| Fault::new("OpenMLS made no GroupInfo for a Commit"))?;
+        Ok(Self {
+            commit: commit.to_bytes().map_err(failed("encode a Commit"))?,
+            group_info: group_info.to_bytes().map_err(failed("encode a GroupInfo"))?,
+            welcome: welcome.map(|welcome| welcome.to_bytes()).transpose().map_err(failed("encode a Welcome"))?,
+        })
+    }
+}
+
+/// The group's extensions with its join policy changed.
+pub(super) fn with_join_policy(group: &MlsGroup, open: bool) -> Result<Extensions<GroupContext>, Fault> {
+    let mut extensions = group.extensions().clone();
+    let policy_type = ExtensionType::Unknown(JOIN_POLICY_EXTENSION);
+    let required = extensions.required_capabilities();
+    let (mut types, proposals, credentials) = required.map_or_else(Default::default, |required| {
+        (required.extension_types().to_vec(), required.proposal_types().to_vec(), required.credential_types().to_vec())
+    });
+    if !types.contains(&policy_type) {
+        types.push(policy_type);
+    }
+    // OpenMLS wants every member to be known to understand an extension that is not a default one.
+    let required = RequiredCapabilitiesExtension::new(&types, &proposals, &credentials);
+    extensions.add_or_replace(Extension::RequiredCapabilities(required)).map_err(failed("set the join policy"))?;
+    let policy = UnknownExtension(vec![if open { JOIN_POLICY_OPEN } else { 0 }]);
+    extensions.add_or_replace(Extension::Unknown(JOIN_POLICY_EXTENSION, policy)).map_err(failed("set the join policy"))?;
+    Ok(extensions)
+}
+
+/// Whether users may join the group by themselves.
+pub(super) fn is_open(group: &MlsGroup) -> bool {
+    let policy = group.extensions().unknown(JOIN_POLICY_EXTENSION);
+    policy.is_some_and(|policy| policy.0 == [JOIN_POLICY_OPEN])
+}
+
+/// The leaves that pending proposals of the Delivery Service remove (S13).
+pub(super) fn pending_removes(group: &MlsGroup) -> Vec<LeafNodeIndex> {
+    let removed = |proposal: &QueuedProposal| match (proposal.proposal(), proposal.sender()) {
+        (Proposal::Remove(remove), Sender::External(_)) => Some(remove.removed()),
+        _ => None,
+    };
+    group.pending_proposals().filter_map(removed).collect()
+}
+
+/// A proposal of ours.
+pub(super) struct NewProposal {
+    /// MLSMessage.
+    pub(super) message: Vec<u8>,
+    pub(super) reference: ProposalRef,
+}
+
+/// Proposes new keys for the own leaf.
+pub(super) fn propose_update(provider: &Provider, leaf: &Leaf, group: &mut MlsGroup) -> Result<NewProposal, Fault> {
+    let parameters = LeafNodeParameters::builder().with_capabilities(capabilities()).build();
+    let (message, reference) =
+        group.propose_self_update(provider, &leaf.signer(), parameters).map_err(failed("propose an Update"))?;
+    Ok(NewProposal { message: message.to_bytes().map_err(failed("encode a proposal"))?, reference })
 }
 
 /// Encrypts `text` for the group's present epoch (MLSMessage).
@@ -358,7 +437,7 @@ pub(super) fn entering_leaves(
         leaves.push((LeafClaim::of_leaf(add.add_proposal().key_package().leaf_node())?, None));
     }
     for update in staged.update_proposals() {
-        let openmls::prelude::Sender::Member(index) = update.sender() else {
+        let Sender::Member(index) = update.sender() else {
             return Err("an Update whose sender is no member".into());
         };
         leaves.push((LeafClaim::of_leaf(update.update_proposal().leaf_node())?, Some(*index)));
@@ -370,7 +449,7 @@ pub(super) fn entering_leaves(
 }
 
 /// The encoded entries of the group's `external_senders`.
-pub(super) fn external_senders(extensions: &Extensions<openmls::group::GroupContext>) -> Vec<Vec<u8>> {
+pub(super) fn external_senders(extensions: &Extensions<GroupContext>) -> Vec<Vec<u8>> {
     let senders = extensions.external_senders().map(Vec::as_slice).unwrap_or_default();
     senders.iter().filter_map(|sender| sender.tls_serialize_detached().ok()).collect()
 }
@@ -402,9 +481,4 @@ pub(super) fn write_message_secrets<'a>(
         let policy = group.past_epoch_deletion_policy().clone();
         group.set_past_epoch_deletion_policy(provider, policy).map_err(failed("write message secrets"))
     })
-}
-
-/// Whether no client is in the group twice.
-pub(super) fn are_distinct(clients: &[ClientUri]) -> bool {
-    clients.iter().collect::<HashSet<_>>().len() == clients.len()
 }

@@ -16,23 +16,29 @@
 
 mod connection;
 mod core;
+mod devices;
 pub mod enrol;
 mod error;
 mod event;
+mod external;
 pub mod groups;
 pub mod history;
+mod joining;
 mod keys;
 pub mod listen;
 mod log;
 mod mls;
 mod outbox;
 mod outgoing;
+mod pairing;
 mod receive;
+mod removals;
 mod seal;
 mod state;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -47,6 +53,7 @@ use tokio::time::Instant;
 
 use self::connection::Node;
 use self::core::{Core, Result};
+pub use self::devices::{Device, Pairing, PairingAnswer, Rejoined};
 pub use self::error::ClientError;
 pub use self::event::Event;
 pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};
@@ -56,6 +63,7 @@ use self::mls::{Leaf, Provider};
 use self::outbox::{Busy, NotConfirmed, Question};
 pub use self::state::GroupStatus;
 use self::state::{State, Store};
+pub use self::upkeep::Waiting;
 use crate::base::crypto::SigningKey;
 use crate::base::ids::{QueueId, RequestId};
 use crate::base::secret::Secret;
@@ -76,11 +84,41 @@ pub struct ClientSettings {
     pub log: Option<PathBuf>,
     /// How many KeyPackages to keep published; only used at enrolment.
     pub key_packages: u32,
+    /// What it does without being asked.
+    pub upkeep: Upkeep,
+}
+
+/// What a client does without being asked, whenever it syncs or listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Upkeep {
+    /// Whether it commits what hubs propose, and resyncs what it cannot follow.
+    pub unattended: bool,
+    /// How old the keys of a leaf may get. Well below the time after which hubs take a leaf that they have not heard of for
+    /// inactive (S12), and below the lifetime of a KeyPackage.
+    pub leaf_age_max: Duration,
+    /// How long before a KeyPackage expires another one is published in its place.
+    pub key_package_remaining_min: Duration,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            unattended: true,
+            leaf_age_max: limits::CLIENT_LEAF_AGE_MAX,
+            key_package_remaining_min: limits::CLIENT_KEY_PACKAGE_REMAINING_MIN,
+        }
+    }
 }
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { resolver: Vec::new(), request_deadline: limits::CLIENT_REQUEST_DEADLINE, log: None, key_packages: 20 }
+        Self {
+            resolver: Vec::new(),
+            request_deadline: limits::CLIENT_REQUEST_DEADLINE,
+            log: None,
+            key_packages: 20,
+            upkeep: Upkeep::default(),
+        }
     }
 }
 
@@ -142,6 +180,10 @@ struct Shared {
     groups: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
     /// One per group, held while what waits for something is looked after.
     backlogs: std::sync::Mutex<HashMap<GroupUri, Arc<Mutex<()>>>>,
+    upkeep: Upkeep,
+    /// When this client is to commit what is pending in a group.
+    covers: std::sync::Mutex<HashMap<GroupUri, Instant>>,
+    covers_changed: Notify,
     /// Held during a round of chores.
     chores: Mutex<()>,
     /// Told when a listener's next round of chores should not wait.
@@ -252,6 +294,9 @@ impl Client {
                 acknowledging: AtomicBool::new(false),
                 groups: std::sync::Mutex::default(),
                 backlogs: std::sync::Mutex::default(),
+                upkeep: settings.upkeep,
+                covers: std::sync::Mutex::default(),
+                covers_changed: Notify::new(),
                 chores: Mutex::default(),
                 chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),
@@ -369,12 +414,18 @@ impl Client {
             core.state.clock_offset_ms = shared.clock_offset_ms.load(Ordering::Relaxed);
             let result = core.run(work);
             let events = std::mem::take(&mut core.events);
+            let proposed =
+                if events.iter().any(|event| matches!(event, Event::Proposed { .. })) { core.uncovered() } else { Vec::new() };
+            if events.iter().any(|event| matches!(event, Event::MessagesLost { .. } | Event::Unprocessable { .. })) {
+                shared.chores_due.notify_one();
+            }
             if events.iter().any(|event| matches!(event, Event::Joined { .. })) {
                 shared.key_packages_used.store(true, Ordering::Relaxed);
             }
             // Free for the next before anyone is woken.
             drop(core);
             shared.inbox.put(events);
+            Client { shared }.cover_soon(proposed);
             result
         });
         done.await.context("the client's work was interrupted")?

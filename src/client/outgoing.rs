@@ -1,18 +1,19 @@
 //! Making what goes out, and taking in what came of it. A request and the ratchet state that made it are one state write, before
 //! anything is sent; so is its answer together with what follows from it.
 
-use openmls::prelude::{KeyPackage, KeyPackageRef};
+use openmls::group::{MlsGroup, StagedCommit};
+use openmls::prelude::{KeyPackage, KeyPackageRef, LeafNodeIndex};
 use openmls_traits::OpenMlsProvider as _;
 use serde_json::json;
 
 use super::core::{Core, Result};
 use super::error::ClientError;
-use super::mls;
-use super::state::{Blob, Group, GroupStatus, Outgoing, Plan, Purpose};
+use super::mls::{self, Change};
+use super::state::{Blob, Group, GroupStatus, KeptKeyPackage, Outgoing, Plan, Purpose};
 use crate::base::bytes::hex;
 use crate::base::crypto::{random, sha256};
 use crate::base::ids::{InviteId, RequestId};
-use crate::base::{Domain, Fault, GroupUri, UnixMillis, UserUri, limits};
+use crate::base::{ClientUri, Domain, Fault, GroupUri, UnixMillis, limits};
 use crate::wire::ds::{
     ClientQueueConfig, CreateGroup, DsMessage, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupUpdate, SendMessage,
     UpdateQueueInfo, WelcomeInfo,
@@ -68,7 +69,13 @@ fn pending(rejection: &Rejection) -> Vec<Vec<u8>> {
 
 impl Core {
     /// Puts a request into the outbox, in the place of the stale one that it replaces. The caller saves.
-    fn enqueue(&mut self, destination: &Domain, service: &Service, purpose: Purpose, replaces: Option<RequestId>) -> Outgoing {
+    pub(super) fn enqueue(
+        &mut self,
+        destination: &Domain,
+        service: &Service,
+        purpose: Purpose,
+        replaces: Option<RequestId>,
+    ) -> Outgoing {
         let outgoing = Outgoing {
             request: RequestId::random(),
             destination: destination.to_string(),
@@ -85,7 +92,7 @@ impl Core {
     }
 
     /// Notes that a request is of no more use as it is. What it was for stays until its successor is there. The caller saves.
-    fn make_stale(&mut self, request: RequestId) {
+    pub(super) fn make_stale(&mut self, request: RequestId) {
         if let Some(kept) = self.state.outbox.iter_mut().find(|kept| kept.request == request) {
             kept.stale = true;
         }
@@ -112,7 +119,7 @@ impl Core {
         self.now().0.saturating_sub(made_at_ms) >= kept_ms
     }
 
-    fn take_outgoing(&mut self, request: RequestId) -> Option<Outgoing> {
+    pub(super) fn take_outgoing(&mut self, request: RequestId) -> Option<Outgoing> {
         let at = self.state.outbox.iter().position(|outgoing| outgoing.request == request)?;
         Some(self.state.outbox.remove(at))
     }
@@ -133,12 +140,19 @@ impl Core {
 
     /// Makes `count` KeyPackages, and one of last resort if wanted, and the request that publishes them.
     pub(super) fn make_key_packages(&mut self, count: u32, last_resort: bool, now: UnixMillis) -> Result<Outgoing> {
-        let expires_at_ms = mls::key_package_expiry(now).0;
+        let (expires_at_ms, generation) = (mls::key_package_expiry(now).0, self.queue()?.generation);
         let mut made = Vec::new();
         for last_resort in (0..count).map(|_| false).chain(last_resort.then_some(true)) {
             let invite = Invite { invite_id: InviteId::random(), last_resort: u8::from(last_resort), expires_at_ms };
             let config = self.queue_config(QueueBinding::Invite(invite))?;
-            made.push(Opaque::from(mls::new_key_package(&self.provider, &self.leaf, &config, last_resort)?.message));
+            let new = mls::new_key_package(&self.provider, &self.leaf, &config, last_resort)?;
+            self.state.key_packages.push(KeptKeyPackage {
+                reference: Blob(new.reference.as_slice().to_vec()),
+                last_resort,
+                expires_at_ms,
+                generation,
+            });
+            made.push(Opaque::from(new.message));
         }
         let last_resort = if last_resort { made.pop() } else { None };
         let request = KeysRequest::Publish(PublishKeyPackages { key_packages: made.into(), last_resort });
@@ -168,7 +182,14 @@ impl Core {
         });
         let service = ds(DsSenderId::KeyPackageRef(key_package.reference.as_slice().into()), request);
         let outgoing = self.enqueue(&domain, &service, Purpose::CreateGroup { group: group.to_string() }, None);
-        let kept = Group { status: GroupStatus::Creating, name, queue_bound: true };
+        let generation = self.queue()?.generation;
+        let kept = Group {
+            status: GroupStatus::Creating,
+            name,
+            queue_generation: Some(generation),
+            leaf_renewed_ms: self.now().0,
+            lost: false,
+        };
         self.state.groups.insert(group.to_string(), kept);
         self.groups.insert(group, mls);
         self.save()?;
@@ -183,7 +204,8 @@ impl Core {
             let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
             if refused.is_none() {
                 let name = self.state.groups.get(group).and_then(|kept| kept.name.clone());
-                self.became_member(&uri, name, true);
+                let bound = self.state.groups.get(group).and_then(|kept| kept.queue_generation);
+                self.became_member(&uri, name, bound);
             } else {
                 if let Some(mut mls) = self.groups.remove(&uri) {
                     mls.delete(self.provider.storage()).map_err(|error| Fault::because("could not forget a group", error))?;
@@ -205,16 +227,91 @@ impl Core {
 
     // --- Commits -----------------------------------------------------------------------------------------------------
 
+    /// Whether the hub has proposed to remove this client: then it may neither commit nor send (S13).
+    pub(super) fn is_going(&self, group: &GroupUri) -> bool {
+        self.groups.get(group).is_some_and(|mls| mls::pending_removes(mls).contains(&mls.own_leaf_index()))
+    }
+
+    /// What is left to do of `plan`; `None` when nothing is. A Commit of nothing but what is pending is `Cover`.
+    pub(super) fn left_of(&self, group: &GroupUri, plan: &Plan) -> Result<Option<Plan>> {
+        let mls = self.member_of(group)?;
+        let members = self.members_now(group);
+        let has_user = |user: &String| members.iter().any(|client| client.user().to_string() == *user);
+        let has_client = |client: &String| members.iter().any(|member| member.to_string() == *client);
+        let some = |names: Vec<String>| Some(names).filter(|names| !names.is_empty());
+        let left = match plan {
+            Plan::Update | Plan::Delete => Some(plan.clone()),
+            Plan::Cover => None,
+            Plan::Add(users) => some(users.iter().filter(|user| !has_user(user)).cloned().collect()).map(Plan::Add),
+            Plan::Remove(users) => some(users.iter().filter(|user| has_user(user)).cloned().collect()).map(Plan::Remove),
+            Plan::AddClients(users) => some(users.iter().filter(|user| has_user(user)).cloned().collect()).map(Plan::AddClients),
+            Plan::RemoveClients(clients) => {
+                some(clients.iter().filter(|client| has_client(client)).cloned().collect()).map(Plan::RemoveClients)
+            }
+            Plan::Policy { open } => (mls::is_open(mls) != *open).then(|| plan.clone()),
+        };
+        Ok(left.or_else(|| mls.has_pending_proposals().then_some(Plan::Cover)))
+    }
+
+    /// What is still to be committed of `plan` now that KeyPackages for it are claimed: clients that are members already need
+    /// none. `None` when nothing is left.
+    pub(super) fn missing_of(
+        &self,
+        group: &GroupUri,
+        plan: &Plan,
+        mut claimed: Vec<KeyPackage>,
+    ) -> Result<Option<(Plan, Vec<KeyPackage>)>> {
+        if matches!(plan, Plan::AddClients(_)) {
+            let members = self.members_now(group);
+            claimed.retain(|package| {
+                mls::client_of(package.leaf_node().credential()).is_ok_and(|client| !members.contains(&client))
+            });
+            if claimed.is_empty() {
+                return Ok(self.has_proposals(group).then_some((Plan::Cover, claimed)));
+            }
+        }
+        Ok(Some((plan.clone(), claimed)))
+    }
+
     /// Whether the group waits for a Commit of pending proposals (S13).
     pub(super) fn has_proposals(&self, group: &GroupUri) -> bool {
         self.groups.get(group).is_some_and(|mls| mls.has_pending_proposals())
     }
 
-    /// Those of `users` who have a leaf in the group, or who have none.
-    pub(super) fn users_in(&self, group: &GroupUri, users: &[UserUri], present: bool) -> Vec<UserUri> {
-        let members = self.members_now(group);
-        let is_in = |user: &&UserUri| members.iter().any(|client| client.user() == *user) == present;
-        users.iter().filter(is_in).cloned().collect()
+    /// What a Commit of `plan` does by value. What proposals of the hub do is not done twice.
+    fn change_of(&self, group: &GroupUri, plan: &Plan, adds: Vec<KeyPackage>) -> Result<Change> {
+        let mls = self.member_of(group)?;
+        let (own, covered) = (mls.own_leaf_index(), mls::pending_removes(mls));
+        if covered.contains(&own) {
+            return Err(ClientError::Invalid(format!("the hub is about to remove this client from {group}")));
+        }
+        let removed = |wanted: &dyn Fn(LeafNodeIndex, &ClientUri) -> bool| {
+            let members =
+                mls::members(mls).into_iter().filter(|(index, client)| !covered.contains(index) && wanted(*index, client));
+            members.map(|(index, _)| index).collect::<Vec<_>>()
+        };
+        let (me, user) = (self.me.to_string(), self.me.user().to_string());
+        let mut change = Change { adds, ..Change::default() };
+        match plan {
+            Plan::Update | Plan::Cover => change.update = true,
+            Plan::Add(_) | Plan::AddClients(_) => {}
+            Plan::Remove(users) if users.contains(&user) => {
+                return Err(ClientError::Invalid("a client cannot remove its own user: it leaves".into()));
+            }
+            Plan::RemoveClients(clients) if clients.contains(&me) => {
+                return Err(ClientError::Invalid("a client cannot remove itself: it leaves".into()));
+            }
+            Plan::Remove(users) => change.removes = removed(&|_, client| users.contains(&client.user().to_string())),
+            Plan::RemoveClients(clients) => change.removes = removed(&|_, client| clients.contains(&client.to_string())),
+            Plan::Policy { open } => change.extensions = Some(mls::with_join_policy(mls, *open)?),
+            Plan::Delete => {
+                change.removes = removed(&|index, _| index != own);
+                change.update = true;
+            }
+        }
+        // Nothing by value is a Commit of what is pending, with a path.
+        change.update |= change.adds.is_empty() && change.removes.is_empty() && change.extensions.is_none();
+        Ok(change)
     }
 
     /// Makes a Commit and the request that carries it, in the place of the stale one that it replaces.
@@ -225,22 +322,14 @@ impl Core {
         adds: Vec<KeyPackage>,
         replaces: Option<RequestId>,
     ) -> Result<Outgoing> {
-        let members = mls::members(self.member_of(group)?);
         if self.pending_commit(group).is_some_and(|kept| !kept.stale || Some(kept.request) != replaces) {
             return Err(ClientError::Invalid(format!("a Commit in {group} is not answered yet")));
         }
-        let removes = match &plan {
-            Plan::Remove(users) if users.contains(&self.me.user().to_string()) => {
-                return Err(ClientError::Invalid("a client cannot remove its own user".into()));
-            }
-            Plan::Remove(users) => {
-                members.iter().filter(|(_, client)| users.contains(&client.user().to_string())).map(|(index, _)| *index).collect()
-            }
-            _ => Vec::new(),
-        };
+        let change = self.change_of(group, &plan, adds)?;
+        let by_value = !change.adds.is_empty() || !change.removes.is_empty() || change.extensions.is_some();
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
-        let made = mls::commit(&self.provider, &self.leaf, mls, adds, removes, plan == Plan::Update)?;
+        let made = mls::commit(&self.provider, &self.leaf, mls, change)?;
         if let Err(error) = self.check_own_commit(group) {
             // Neither sent nor tried again with the same proposals.
             if let Some(mls) = self.groups.get_mut(group) {
@@ -255,11 +344,19 @@ impl Core {
         let group_id = Opaque::from(group.to_bytes());
         let group_update = GroupUpdate { commit: made.commit.into(), group_info: made.group_info.into() };
         let request = match (&plan, made.welcome) {
-            (Plan::Update, _) => DsRequest::UpdateClient(GroupCommit { group_id, group_update }),
+            (Plan::Delete, _) => DsRequest::DeleteGroup(GroupCommit { group_id, group_update }),
+            // What was to be done is done by proposals of the hub, which every Commit has to carry.
+            (Plan::Remove(_) | Plan::RemoveClients(_), _) if !by_value => {
+                DsRequest::UpdateClient(GroupCommit { group_id, group_update })
+            }
+            (Plan::Update | Plan::Cover, _) => DsRequest::UpdateClient(GroupCommit { group_id, group_update }),
             (Plan::Remove(_), _) => DsRequest::RemoveUsers(GroupCommit { group_id, group_update }),
-            (Plan::Add(_), welcome) => {
+            (Plan::RemoveClients(_), _) => DsRequest::RemoveClients(GroupCommit { group_id, group_update }),
+            (Plan::Policy { .. }, _) => DsRequest::UpdateGroup(GroupCommit { group_id, group_update }),
+            (Plan::Add(_) | Plan::AddClients(_), welcome) => {
                 let welcomes = welcome.into_iter().map(Opaque::from).collect();
-                DsRequest::AddUsers(GroupAdd { group_id, group_update, welcomes })
+                let body = GroupAdd { group_id, group_update, welcomes };
+                if matches!(plan, Plan::Add(_)) { DsRequest::AddUsers(body) } else { DsRequest::AddClients(body) }
             }
         };
         let service = ds(DsSenderId::LeafIndex(leaf_index), request);
@@ -276,7 +373,7 @@ impl Core {
     /// Takes in the answer to a Commit: applies or withdraws it, then what waited for that.
     pub(super) fn settle_commit(&mut self, request: RequestId, answer: Answer) -> Result<CommitOutcome> {
         let found = self.state.outbox.iter().find(|outgoing| outgoing.request == request).cloned();
-        let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, .. }, stale: false, .. }) = found else {
+        let Some(Outgoing { purpose: Purpose::Commit { group, epoch, hash, plan }, stale: false, .. }) = found else {
             return Err(ClientError::Invalid("the Commit was settled by another operation".into()));
         };
         let uri: GroupUri = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
@@ -301,10 +398,18 @@ impl Core {
         let outcome = if won {
             self.take_outgoing(request);
             let before = self.members_now(&uri);
+            let renewed = self.groups.get(&uri).and_then(MlsGroup::pending_commit).is_some_and(has_path);
             self.merge(&uri, None)?;
             self.record("commit_accepted", fields);
             let me = self.me.clone();
             self.entered_epoch(&uri, before, &me)?;
+            let now_ms = self.now().0;
+            if let Some(kept) = self.group_mut(&uri).filter(|_| renewed) {
+                kept.leaf_renewed_ms = now_ms;
+            }
+            if plan == Plan::Delete {
+                self.forget_group(&uri, GroupStatus::Deleted)?;
+            }
             CommitOutcome::Won(epoch + 1)
         } else {
             let rejection = answer.err().ok_or_else(|| Fault::new("an accepted Commit was lost"))?;
@@ -335,10 +440,31 @@ impl Core {
         Ok(outcome)
     }
 
+    /// Proposes new keys for the own leaf; also the leaf's index.
+    pub(super) fn make_proposal(&mut self, group: &GroupUri) -> Result<(u32, mls::NewProposal)> {
+        let index = self.member_of(group)?.own_leaf_index().u32();
+        let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
+        let made = mls::propose_update(&self.provider, &self.leaf, mls)?;
+        self.save()?;
+        Ok((index, made))
+    }
+
+    /// Forgets a proposal of ours that the hub refused.
+    pub(super) fn take_back_proposal(&mut self, group: &GroupUri, reference: &mls::ProposalRef) -> Result<()> {
+        if let Some(mls) = self.groups.get_mut(group) {
+            // A Commit may have done so.
+            let _ = mls.remove_pending_proposal(self.provider.storage(), reference);
+        }
+        self.save()
+    }
+
     // --- messages ----------------------------------------------------------------------------------------------------
 
     /// Encrypts `text` and makes the request that sends it, in the place of the stale one that it replaces.
     pub(super) fn make_message(&mut self, group: &GroupUri, text: String, replaces: Option<RequestId>) -> Result<Outgoing> {
+        if self.is_going(group) {
+            return Err(ClientError::Invalid(format!("the hub is about to remove this client from {group}")));
+        }
         self.member_of(group)?;
         let mls = self.groups.get_mut(group).ok_or_else(|| Fault::new("a group that was just there is gone"))?;
         let (epoch, leaf_index) = (mls.epoch().as_u64(), mls.own_leaf_index().u32());
@@ -401,6 +527,10 @@ impl Core {
         self.save()?;
         Ok(outcome)
     }
+}
+
+fn has_path(staged: &StagedCommit) -> bool {
+    staged.update_path_leaf_node().is_some()
 }
 
 /// `welcome_info` by the KeyPackage that a Welcome is for.

@@ -26,10 +26,23 @@ use crate::wire::{decode, encode};
 pub(super) enum Need {
     /// What a domain publishes.
     Domain(Domain),
-    /// The tree for the Welcome to this KeyPackage.
-    Tree { sequence: u64, reference: KeyPackageRef, epoch: u64 },
+    /// The tree for a Welcome.
+    Tree(WaitingWelcome),
     /// The answer to the own pending Commit.
     OwnCommit,
+}
+
+/// A Welcome whose tree is not there yet.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingWelcome {
+    /// The entry's place in the queue.
+    pub(super) sequence: u64,
+    /// The KeyPackage that it is to.
+    pub(super) reference: KeyPackageRef,
+    /// The epoch that it begins.
+    pub(super) epoch: u64,
+    /// When it came, in milliseconds since 1970.
+    pub(super) arrived_at_ms: u64,
 }
 
 /// What came of an entry.
@@ -188,6 +201,7 @@ impl Core {
     fn try_entry(&mut self, group: &GroupUri, entry: &QueueEntry, tree: Option<&GroupState>) -> Result<Option<Need>> {
         let applied = match &entry.delivery {
             Delivery::MessagesLost | Delivery::Reset => {
+                self.note_loss(group);
                 self.new_events.push(Event::MessagesLost { group: group.clone() });
                 Ok(Seen::new("lost", "ok"))
             }
@@ -246,6 +260,9 @@ impl Core {
             Err(why) => return bad(kind_of(entry), "refused", why),
         };
         let kind = kind_of_content(&message);
+        if self.waits_for_join(group, message.epoch().as_u64()) {
+            return Err(Unapplied::Waits(Need::OwnCommit));
+        }
         let Some(mls) = self.groups.get(group).filter(|mls| mls.is_active()) else {
             return bad(kind, "unknown_group", "not a member of the group");
         };
@@ -256,6 +273,9 @@ impl Core {
         if its > now && mls.pending_commit().is_some() {
             return Err(Unapplied::Waits(Need::OwnCommit));
         }
+        if its > now {
+            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
+        }
         if kind == "application" {
             return self.apply_application(group, entry, message, its);
         }
@@ -263,15 +283,25 @@ impl Core {
             // Ours, or one that a Commit has overtaken.
             return Ok(Seen::new(kind, "old"));
         }
-        if its > now {
-            return self.stuck(group, kind, format!("a {kind} of epoch {its} came in epoch {now}"));
-        }
         if kind == "proposal" { self.apply_proposal(group, message) } else { self.apply_commit(group, entry, delivered, message) }
     }
 
-    /// A Commit that everyone else may apply cannot be: what follows it is lost to this client.
+    /// Something of the group is missing (X4). The client resyncs; until then it reads what it can.
+    fn note_loss(&mut self, group: &GroupUri) {
+        match self.group_mut(group) {
+            Some(kept) => kept.lost = true,
+            // The Welcome may be what was lost.
+            None => {
+                let kept =
+                    Group { status: GroupStatus::Stuck, name: None, queue_generation: None, leaf_renewed_ms: 0, lost: true };
+                self.state.groups.insert(group.to_string(), kept);
+            }
+        }
+    }
+
+    /// A Commit that everyone else may apply cannot be, or is missing: what follows it is lost to this client.
     fn stuck<T>(&mut self, group: &GroupUri, kind: &'static str, why: String) -> std::result::Result<T, Unapplied> {
-        if let Some(kept) = self.group_mut(group).filter(|_| kind == "commit") {
+        if let Some(kept) = self.group_mut(group) {
             kept.status = GroupStatus::Stuck;
         }
         bad(kind, "undecryptable", why)
@@ -391,6 +421,11 @@ impl Core {
             Err(Unapplied::Bad { why, .. }) => return self.stuck(group, "commit", why),
             Err(other) => return Err(other),
         };
+        if committer.is_none()
+            && let Some(removed) = self.removes_another(group, &staged, &by)
+        {
+            return self.stuck(group, "commit", format!("{by} joined in the place of {removed}"));
+        }
         let before = self.members_now(group);
         self.merge(group, Some(*staged))?;
         let left = self.entered_epoch(group, before, &by)?;
@@ -400,7 +435,9 @@ impl Core {
     fn is_own_commit(&self, group: &GroupUri, hash: &[u8; 32]) -> bool {
         let name = group.to_string();
         self.state.outbox.iter().any(|outgoing| match &outgoing.purpose {
-            Purpose::Commit { group, hash: own, .. } => !outgoing.stale && *group == name && own == hash,
+            Purpose::Commit { group, hash: own, .. } | Purpose::Join { group, hash: own, .. } => {
+                !outgoing.stale && *group == name && own == hash
+            }
             _ => false,
         })
     }
@@ -458,6 +495,12 @@ impl Core {
             // An external Commit's path is the only leaf it brings.
             None => joiner.ok_or_else(|| wrong("an external Commit without a path".into())),
         }
+    }
+
+    /// Whom an external Commit of `by` removes beside itself, which it must not (R4).
+    fn removes_another(&self, group: &GroupUri, staged: &StagedCommit, by: &ClientUri) -> Option<ClientUri> {
+        let removed = staged.remove_proposals().filter_map(|remove| self.client_at(group, remove.remove_proposal().removed()));
+        removed.into_iter().find(|client| client != by)
     }
 
     fn client_at(&self, group: &GroupUri, index: LeafNodeIndex) -> Option<ClientUri> {
@@ -520,6 +563,9 @@ impl Core {
         {
             return bad("welcome", "refused", "already a member of the group");
         }
+        if self.waits_for_join(group, entry.epoch) {
+            return Err(Unapplied::Waits(Need::OwnCommit));
+        }
         let Some(reference) = mls::own_reference(&self.provider, &welcome) else {
             return bad("welcome", "undecryptable", "the Welcome is for no KeyPackage that is still here");
         };
@@ -527,13 +573,17 @@ impl Core {
             return Err(Unapplied::Waits(Need::Domain(group.hub().clone())));
         }
         let Some(tree) = tree else {
-            return Err(Unapplied::Waits(Need::Tree { sequence: entry.sequence, reference, epoch: entry.epoch }));
+            let (sequence, epoch, arrived_at_ms) = (entry.sequence, entry.epoch, entry.arrived_at_ms);
+            return Err(Unapplied::Waits(Need::Tree(WaitingWelcome { sequence, reference, epoch, arrived_at_ms })));
         };
         // Opening the Welcome consumes the KeyPackage: all or nothing.
         let kept = self.provider.values(Clone::clone);
         let joined = self.join(group, entry, welcome, tree);
-        if matches!(joined, Err(Unapplied::Waits(_))) {
-            self.provider.replace_values(kept);
+        match &joined {
+            Err(Unapplied::Waits(_)) => self.provider.replace_values(kept),
+            // Somebody who can never say anything would stay in the group.
+            Err(Unapplied::Bad { .. }) => self.decline(group, &reference),
+            Ok(_) | Err(Unapplied::Fault(_)) => {}
         }
         joined
     }
@@ -555,15 +605,12 @@ impl Core {
         if !mls::external_senders(context.extensions()).iter().any(|sender| **sender == *hub.external_sender) {
             return Err(wrong("the group does not have its hub's Delivery Service among its external senders".into()));
         }
-        let mut clients = Vec::new();
         for member in staged.members() {
             let claim = LeafClaim::new(&member.credential, &member.signature_key).map_err(wrong)?;
             let domain = claim.domain().map_err(wrong)?;
             let roots = self.roots(&domain).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
-            clients.push(claim.check_existing(&roots, UnixMillis(entry.arrived_at_ms)).map_err(wrong)?);
-        }
-        if !mls::are_distinct(&clients) {
-            return Err(wrong("a client is in the group twice".into()));
+            // A client that lost its keys may be there twice until its old leaf is removed (X6).
+            claim.check_existing(&roots, UnixMillis(entry.arrived_at_ms)).map_err(wrong)?;
         }
         let inviter = staged.welcome_sender().ok().and_then(|leaf| mls::client_of(leaf.credential()).ok());
         let mls = staged
@@ -571,16 +618,18 @@ impl Core {
             .map_err(|error| Unapplied::Fault(Fault::new(format!("could not join: {error}"))))?;
         self.groups.insert(group.clone(), mls);
         self.keep_proposals(group, &tree.proposals.iter().map(|proposal| proposal.to_vec()).collect::<Vec<_>>());
-        self.became_member(group, None, false);
+        self.became_member(group, None, None);
         Ok(Seen::new("welcome", "ok").by(inviter))
     }
 
     /// What follows from being a member now, as a joiner or as the creator.
-    pub(super) fn became_member(&mut self, group: &GroupUri, name: Option<String>, queue_bound: bool) {
+    pub(super) fn became_member(&mut self, group: &GroupUri, name: Option<String>, queue_generation: Option<u32>) {
         let epoch = self.groups.get(group).map_or(0, |mls| mls.epoch().as_u64());
         // Who comes back finds the group under the name it gave it.
         let name = name.or_else(|| self.state.groups.get(&group.to_string()).and_then(|kept| kept.name.clone()));
-        self.state.groups.insert(group.to_string(), Group { status: GroupStatus::Member, name, queue_bound });
+        let leaf_renewed_ms = self.now().0;
+        let kept = Group { status: GroupStatus::Member, name, queue_generation, leaf_renewed_ms, lost: false };
+        self.state.groups.insert(group.to_string(), kept);
         self.record("joined", json!({ "group": group.to_string(), "epoch": epoch }));
         self.record_epoch(group);
         self.new_events.push(Event::Joined { group: group.clone(), epoch });

@@ -7,7 +7,7 @@
 //! | `history.jsonl` | messages for people (see [`super::history`]) |
 //! | `lock` | held while a client runs on the directory |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ const MAGIC: &[u8; 8] = b"mimiclnt";
 
 /// The format this code writes, and the only one it reads. postcard does not describe itself: any change of [`State`] is a new
 /// version.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Magic, version, length of the state.
 const HEADER_BYTES: usize = 8 + 4 + 8;
@@ -76,6 +76,10 @@ pub(super) struct State {
     pub(super) account: Account,
     /// The client's queue at its own QS, once it is made.
     pub(super) queue: Option<Queue>,
+    /// The KeyPackages whose private keys are here.
+    pub(super) key_packages: Vec<KeptKeyPackage>,
+    /// The user's devices that this client knows of, by name.
+    pub(super) devices: BTreeSet<String>,
     /// Encoded DomainInfo by domain: pinned at first sight.
     pub(super) domains: BTreeMap<String, Blob>,
     /// Groups by URI.
@@ -101,14 +105,12 @@ pub(super) struct State {
 pub(super) struct Account {
     pub(super) domain: String,
     pub(super) device: String,
-    /// The invitation's token, to recognise it when enrolment is taken up again.
-    pub(super) token: [u8; 16],
+    /// How the user key comes here.
+    pub(super) origin: Origin,
     pub(super) tls_ca_spki_hash: [u8; 32],
     pub(super) resolver: Vec<SocketAddr>,
-    pub(super) enrol_request: RequestId,
-    pub(super) certificate_request: Blob,
     pub(super) queue_request: RequestId,
-    /// PKCS#8.
+    /// PKCS#8; empty until another device has handed it over, if that is its origin.
     pub(super) user_key: Blob,
     /// PKCS#8.
     pub(super) client_key: Blob,
@@ -124,13 +126,52 @@ pub(super) struct Account {
     pub(super) key_packages: u32,
     /// Whether the queue is made and KeyPackages are published.
     pub(super) complete: bool,
+    /// Whether the user's groups are still to be looked for (X6).
+    pub(super) rejoin: bool,
+    /// Whether invitations wait for the user's word.
+    pub(super) hold_invitations: bool,
+}
+
+/// Where a client's user key and certificates are from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Origin {
+    /// An invitation: this client made the user key and the AS issued its certificate.
+    Invitation {
+        /// The invitation's token, to recognise it when enrolment is taken up again.
+        token: [u8; 16],
+        request: RequestId,
+        certificate_request: Blob,
+    },
+    /// Another device of the user, which answers the pairing request.
+    Device {
+        /// Encoded PairingRequest.
+        request: Blob,
+        /// What the answer is sealed to (X25519, as HPKE has it); empty once it is opened.
+        private_key: Blob,
+    },
+    /// A backup of the user key.
+    Backup,
+}
+
+/// A KeyPackage of ours that may be used yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeptKeyPackage {
+    /// KeyPackageRef.
+    pub(super) reference: Blob,
+    pub(super) last_resort: bool,
+    pub(super) expires_at_ms: u64,
+    /// The generation of its queue information (X3).
+    pub(super) generation: u32,
 }
 
 /// The client's own queue.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Queue {
     pub(super) id: QueueId,
+    /// The generation of queue information sealed from now on (X3).
     pub(super) generation: u32,
+    /// The generation up to which queue information stops working once nobody needs it any more.
+    pub(super) retiring: Option<u32>,
     /// The sequence of the next entry to take.
     pub(super) next: u64,
     /// The last sequence that the node has been told it may forget.
@@ -143,8 +184,12 @@ pub(super) struct Group {
     pub(super) status: GroupStatus,
     /// The name the user gave it, here only.
     pub(super) name: Option<String>,
-    /// Whether the hub has a queue config that is bound to it, not to an invitation.
-    pub(super) queue_bound: bool,
+    /// The generation of the queue config that the hub has and that is bound to it; `None` while it has an invitation's.
+    pub(super) queue_generation: Option<u32>,
+    /// When this client's leaf last got new keys, by the node's clock in milliseconds since 1970.
+    pub(super) leaf_renewed_ms: u64,
+    /// Whether messages of the group were lost, and perhaps Commits: the client has to resync (X4).
+    pub(super) lost: bool,
 }
 
 /// Where a client stands in a group.
@@ -154,10 +199,14 @@ pub enum GroupStatus {
     Creating,
     /// A member.
     Member,
-    /// A Commit could not be applied: nothing more can be read until the client resyncs.
+    /// A Commit is missing or could not be applied: nothing more can be read until the client resyncs, which it does by itself.
     Stuck,
+    /// A member that asked to leave; another member's Commit makes it true.
+    Leaving,
     /// No longer a member.
     Left,
+    /// The group is no more.
+    Deleted,
 }
 
 /// A request whose answer is not known yet: sent again with the same id until it is.
@@ -178,19 +227,66 @@ pub(super) struct Outgoing {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Purpose {
     KeyPackages,
-    CreateGroup { group: String },
-    Commit { group: String, epoch: u64, hash: [u8; 32], plan: Plan },
-    Message { group: String, epoch: u64, hash: [u8; 32], text: String },
+    CreateGroup {
+        group: String,
+    },
+    Commit {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        plan: Plan,
+    },
+    /// An external Commit. What OpenMLS stored for the group as it will be stays apart until the hub has accepted it.
+    Join {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        how: JoinHow,
+        values: Vec<(Blob, Blob)>,
+    },
+    Message {
+        group: String,
+        epoch: u64,
+        hash: [u8; 32],
+        text: String,
+    },
+    /// An invitation that cannot be used: the leaf that it made is to go.
+    Decline {
+        group: String,
+    },
 }
 
 /// What a Commit does, so that it can be made anew when another one came first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Plan {
     Update,
+    /// Commit the proposals that wait, if any do.
+    Cover,
     /// Users' URIs.
     Add(Vec<String>),
     /// Users' URIs.
     Remove(Vec<String>),
+    /// Users' URIs, who are members: those of their clients that are not.
+    AddClients(Vec<String>),
+    /// Clients' URIs.
+    RemoveClients(Vec<String>),
+    /// Whether users may join by themselves.
+    Policy {
+        open: bool,
+    },
+    /// Remove everybody else, and then there is no group any more (S7).
+    Delete,
+}
+
+/// By what right an external Commit joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum JoinHow {
+    /// It replaces this client's own leaf.
+    Resync,
+    /// The user is a member.
+    Client,
+    /// The group is open.
+    Open,
 }
 
 /// OpenMLS's storage.
@@ -311,11 +407,13 @@ pub(super) mod tests {
             account: Account {
                 domain: "a.test".into(),
                 device: "phone".into(),
-                token: [1; 16],
+                origin: Origin::Invitation {
+                    token: [1; 16],
+                    request: RequestId([3; 16]),
+                    certificate_request: Blob(vec![4; 300]),
+                },
                 tls_ca_spki_hash: [2; 32],
                 resolver: vec!["127.0.0.1:53".parse().expect("an address")],
-                enrol_request: RequestId([3; 16]),
-                certificate_request: Blob(vec![4; 300]),
                 queue_request: RequestId([5; 16]),
                 user_key: Blob(vec![6]),
                 client_key: Blob(vec![7]),
@@ -325,12 +423,27 @@ pub(super) mod tests {
                 client: String::new(),
                 key_packages: 20,
                 complete: false,
+                rejoin: false,
+                hold_invitations: false,
             },
-            queue: Some(Queue { id: QueueId([9; 16]), generation: 1, next: 5, acked: 4 }),
+            queue: Some(Queue { id: QueueId([9; 16]), generation: 1, retiring: None, next: 5, acked: 4 }),
+            key_packages: vec![KeptKeyPackage {
+                reference: Blob(vec![15; 32]),
+                last_resort: true,
+                expires_at_ms: 9,
+                generation: 1,
+            }],
+            devices: BTreeSet::from(["phone".into()]),
             domains: BTreeMap::from([("b.test".into(), Blob(vec![10, 11]))]),
             groups: BTreeMap::from([(
                 "mimi://a.test/g/00".into(),
-                Group { status: GroupStatus::Member, name: Some("us".into()), queue_bound: true },
+                Group {
+                    status: GroupStatus::Member,
+                    name: Some("us".into()),
+                    queue_generation: Some(1),
+                    leaf_renewed_ms: 7,
+                    lost: false,
+                },
             )]),
             outbox: vec![Outgoing {
                 request: RequestId([12; 16]),

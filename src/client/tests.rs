@@ -3,6 +3,9 @@
 
 #![allow(clippy::panic, reason = "a test that cannot go on says why")]
 
+mod joining;
+mod removals;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use super::event::Event;
 use super::history::read_history;
 use super::mls::{self, Leaf, Provider};
 use super::outgoing::{Answer, CommitOutcome, MessageOutcome};
-use super::receive::Need;
+use super::receive::{Need, WaitingWelcome};
 use super::state::tests::sample;
 use super::state::{Blob, GroupStatus, Outgoing, Plan, Purpose, Queue, Store};
 use crate::base::crypto::{SigningKey, sha256};
@@ -74,23 +77,36 @@ struct Party {
 
 impl Party {
     fn new(authority: &Authority, name: &str) -> Self {
-        let now = UnixMillis::now();
         let user = UserUri::new(&authority.domain, name).expect("a user");
-        let client = user.client("phone").expect("a client");
-        let (user_key, client_key) = (SigningKey::generate().expect("a key"), SigningKey::generate().expect("a key"));
+        let user_key = SigningKey::generate().expect("a key");
         let csr = user_csr(&user_key, &user).expect("a request");
-        let user_certificate = authority.root.issue_user(&csr, &user, now).expect("a certificate");
+        let user_certificate = authority.root.issue_user(&csr, &user, UnixMillis::now()).expect("a certificate");
+        Self::of_user(authority, &user.client("phone").expect("a client"), &user_key, &user_certificate)
+    }
+
+    /// A client of the same user, or the same client with new keys.
+    fn again(&self, authority: &Authority, device: &str) -> Self {
+        let account = &self.core.state.account;
+        let user_key = SigningKey::from_pkcs8(&account.user_key.0).expect("a key");
+        let client = self.core.me.user().client(device).expect("a client");
+        Self::of_user(authority, &client, &user_key, &account.user_certificate.0)
+    }
+
+    fn of_user(authority: &Authority, client: &ClientUri, user_key: &SigningKey, user_certificate: &[u8]) -> Self {
+        let client_key = SigningKey::generate().expect("a key");
         let client_certificate =
-            issue_client(&user_key, &user_certificate, &client, client_key.public(), now).expect("a certificate");
+            issue_client(user_key, user_certificate, client, client_key.public(), UnixMillis::now()).expect("a certificate");
         let mut state = sample();
         state.account.domain = authority.domain.to_string();
         state.account.client = client.to_string();
+        state.account.user_key = Blob(user_key.pkcs8().expose().to_vec());
         state.account.client_key = Blob(client_key.pkcs8().expose().to_vec());
-        state.account.user_certificate = Blob(user_certificate);
+        state.account.user_certificate = Blob(user_certificate.to_vec());
         state.account.client_certificate = Blob(client_certificate);
         (state.groups, state.outbox, state.unlogged, state.log_count) = Default::default();
+        state.key_packages.clear();
         state.domains = [(authority.domain.to_string(), Blob(encode(&authority.info)))].into();
-        state.queue = Some(Queue { id: QueueId::random(), generation: 1, next: 1, acked: 0 });
+        state.queue = Some(Queue { id: QueueId::random(), generation: 1, retiring: None, next: 1, acked: 0 });
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path()).expect("opens");
         store.save(&state, &HashMap::new()).expect("saves");
@@ -197,8 +213,12 @@ fn message_of(made: &Outgoing) -> (u64, Vec<u8>) {
 
 fn update_of(made: &Outgoing) -> (GroupUpdate, List<Opaque>) {
     match ds_request(made) {
-        DsRequest::AddUsers(body) => (body.group_update, body.welcomes),
+        DsRequest::AddUsers(body) | DsRequest::AddClients(body) => (body.group_update, body.welcomes),
         DsRequest::RemoveUsers(body) | DsRequest::UpdateClient(body) => (body.group_update, List::default()),
+        DsRequest::RemoveClients(body) | DsRequest::UpdateGroup(body) => (body.group_update, List::default()),
+        DsRequest::DeleteGroup(body) => (body.group_update, List::default()),
+        DsRequest::JoinClient(body) | DsRequest::JoinGroup(body) => (body.group_update, List::default()),
+        DsRequest::ResyncClient(body) => (body.group_update, List::default()),
         other => panic!("{other:?}"),
     }
 }
@@ -230,9 +250,9 @@ fn pair() -> (Authority, Authority, Party, Party, GroupUri) {
     let tree = tree_of(&alice, &group);
     assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == a.domain));
     bob.core.pin(&a.domain, &a.info).expect("is pinned");
-    assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree { epoch: 1, .. }))));
+    assert!(matches!(bob.core.take_backlog(&group, None), Ok(Some(Need::Tree(WaitingWelcome { epoch: 1, .. })))));
     // Neither another entry's tree nor giving up another entry touches this one.
-    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree { sequence: 1, .. }))));
+    assert!(matches!(bob.core.take_backlog(&group, Some((2, &tree))), Ok(Some(Need::Tree(WaitingWelcome { sequence: 1, .. })))));
     bob.core.skip_backlog(&group, 2, "not this one".into()).expect("does nothing");
     assert!(matches!(bob.core.take_backlog(&group, Some((1, &tree))), Ok(None)));
     assert_eq!(bob.events(), [Event::Joined { group: group.clone(), epoch: 1 }]);
@@ -567,39 +587,4 @@ fn a_message_overtaken_by_many_is_still_read() {
     assert_eq!(alice.texts().len(), 100);
     alice.deliver(&group, epoch, &late, None);
     assert_eq!(alice.texts(), ["late"]);
-}
-
-/// The DS's own signature, as OpenMLS takes it.
-struct DsSigner<'a>(&'a SigningKey);
-
-impl openmls_traits::signatures::Signer for DsSigner<'_> {
-    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, openmls_traits::signatures::SignerError> {
-        Ok(self.0.sign(payload))
-    }
-
-    fn signature_scheme(&self) -> openmls_traits::types::SignatureScheme {
-        openmls_traits::types::SignatureScheme::ED25519
-    }
-}
-
-#[test]
-fn the_hub_can_propose_to_remove_and_nothing_else() {
-    let (a, b, mut alice, bob, group) = pair();
-    let mut mallory = Party::new(&a, "mallory");
-    let made = mallory.core.make_key_packages(1, false, UnixMillis::now()).expect("are made");
-    let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
-    let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
-    let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
-    let (id, epoch) = (alice.core.groups[&group].group_id().clone(), alice.core.groups[&group].epoch());
-    let (signer, index) = (DsSigner(&a.ds_key), SenderExtensionIndex::new(0));
-    let add = ExternalProposal::new_add::<Provider>(package, id.clone(), epoch, &signer, index).expect("is made");
-    alice.deliver(&group, 1, &add.tls_serialize_detached().expect("encodes"), None);
-    assert!(matches!(&alice.events()[..], [Event::Unprocessable { .. }]));
-    assert!(!alice.core.has_proposals(&group), "or the next Commit would carry it");
-    let leaf = bob.core.groups[&group].own_leaf_index();
-    let remove = ExternalProposal::new_remove::<Provider>(leaf, id, epoch, &signer, index).expect("is made");
-    alice.deliver(&group, 1, &remove.tls_serialize_detached().expect("encodes"), None);
-    assert_eq!(alice.events(), [Event::Proposed { group: group.clone(), epoch: 1 }]);
-    assert!(alice.core.has_proposals(&group));
-    drop(b);
 }

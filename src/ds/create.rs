@@ -1,8 +1,11 @@
 //! create_group (S5, S6).
 
 use super::credentials::{identify, queue_of};
+use super::leaves::member;
 use super::state::Head;
-use super::{Hub, Member, Outcome, Refusal, StateChange};
+use super::{Hub, Outcome, Refusal, StateChange};
+use crate::base::limits::{GROUP_INFO_OVERHEAD_BYTES_MAX, LEAF_NODE_BYTES_MAX};
+use crate::base::rule::{answer, on};
 use crate::base::{Domain, GroupUri};
 use crate::identity::chain::claimed_client;
 use crate::mls::Tree;
@@ -33,40 +36,51 @@ pub fn decide(
     through: &Domain,
 ) -> Result<Created, Refusal> {
     // DS-032 (S6): the group id is a group URI of this domain.
-    let uri = GroupUri::from_bytes(&body.group_id).map_err(|_| ErrorCode::InvalidGroupId)?;
-    if uri.hub() != hub.domain {
+    let uri =
+        GroupUri::from_bytes(&body.group_id).map_err(|_| answer("DS-032", ErrorCode::InvalidGroupId, ErrorCode::Internal))?;
+    if on("DS-032") && uri.hub() != hub.domain {
         return Err(ErrorCode::InvalidGroupId.into());
     }
-    // DS-030 (S6): the KeyPackage is valid.
+    let info_bytes_max = hub.limits.context_extensions_bytes_max + GROUP_INFO_OVERHEAD_BYTES_MAX + LEAF_NODE_BYTES_MAX;
+    // DS-058: a GroupInfo is not larger than one can be, before anything is decoded.
+    if on("DS-058") && body.group_info.len() > info_bytes_max {
+        return Err(ErrorCode::TooLarge.into());
+    }
     let key_package = validate_key_package(&body.key_package)?;
-    // DS-031 (S2): the sender named this KeyPackage.
-    if !matches!(&message.sender_id, DsSenderId::KeyPackageRef(reference) if reference[..] == key_package.reference[..]) {
+    let is_named =
+        matches!(&message.sender_id, DsSenderId::KeyPackageRef(reference) if reference[..] == key_package.reference[..]);
+    // DS-031 (S2): the sender id names this KeyPackage.
+    if on("DS-031") && !is_named {
         return Err(ErrorCode::NotAuthorized.into());
     }
     let sender_key = key_package.claim.signature_key.clone();
-    // DS-033 (S3): signed by the KeyPackage's leaf key.
-    if !request.is_signed_by(&sender_key) {
+    // DS-033 (S3): the request is signed by the KeyPackage's leaf key.
+    if on("DS-033") && !request.is_signed_by(&sender_key) {
         return Err(ErrorCode::BadSignature.into());
     }
-    // Compared first: a name that somebody merely claims must not make this hub look for that domain.
-    if claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
+    // DS-012: a domain speaks for its own users only. Compared first: a name that somebody merely claims must not make this hub look for that domain.
+    if on("DS-012") && claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
         return Err(ErrorCode::NotAuthorized.into());
     }
     let identity = identify(hub, &key_package.claim)?;
     // DS-012: a domain speaks for its own users only.
-    if identity.client.domain() != through {
+    if on("DS-012") && identity.client.domain() != through {
         return Err(ErrorCode::NotAuthorized.into());
     }
-    // DS-034 (S6): the GroupInfo is valid, of epoch 0, with one leaf and the DS in its external_senders.
-    let created = Tree::create(&body.group_id, &body.group_info, hub.external_sender)?;
+    let created = Tree::create(&body.group_id, &body.group_info, hub.context_rules())?;
     // DS-035 (S6): its only leaf has the KeyPackage's credential and key.
-    if created.leaf != key_package.claim {
+    if on("DS-035") && created.leaf != key_package.claim {
         return Err(ErrorCode::InvalidGroupInfo.into());
     }
     let queue = queue_of(&identity.client, &body.client_queue_config)?;
-    let creator = Member { signature_key: sender_key.clone(), client: identity.client, queue, joined_epoch: 0 };
-    let head = Head::default();
-    let change = StateChange { set: vec![(0, creator)], removed: Vec::new(), head, group_info: Some(body.group_info.to_vec()) };
+    let creator = member(hub, identity, queue, 0, created.not_after.0);
+    let head = Head {
+        join_policy: created.context.join_policy,
+        external_sender_index: created.context.external_sender_index,
+        ..Head::default()
+    };
+    let change =
+        StateChange { set: vec![(0, creator)], head, group_info: Some(body.group_info.to_vec()), ..StateChange::default() };
     Ok(Created {
         uri,
         tree: created.tree,

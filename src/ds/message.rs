@@ -1,7 +1,9 @@
 //! send_message (R1, R2): never touches the tree.
 
-use super::{Authenticated, FanOut, GroupState, Hub, Outcome, Recipient, StateChange};
+use super::commit::pending_proposals;
+use super::{FanOut, GroupState, Hub, Outcome, Recipient, Sender, StateChange};
 use crate::base::limits::APPLICATION_PAST_EPOCHS_MAX;
+use crate::base::rule::on;
 use crate::mls::message::application_frame;
 use crate::wire::ds::SendMessage;
 use crate::wire::qs::{DeliveredMessage, Delivery};
@@ -9,25 +11,29 @@ use crate::wire::reply::MessageAccepted;
 use crate::wire::{ErrorCode, Rejection, Reply};
 
 /// Decides a send_message.
-pub fn decide(hub: &Hub<'_>, state: &GroupState, sender: &Authenticated, body: &SendMessage) -> Result<Outcome, Rejection> {
-    // DS-060: limits come before decoding.
-    if body.message.len() > hub.limits.message_bytes_max {
+pub(super) fn decide(hub: &Hub<'_>, state: &GroupState, sender: &Sender, body: &SendMessage) -> Result<Outcome, Rejection> {
+    let sender = sender.leaf()?;
+    // DS-060: an application message is within its limit, before anything is decoded.
+    if on("DS-060") && body.message.len() > hub.limits.message_bytes_max {
         return Err(ErrorCode::TooLarge.into());
     }
-    // DS-061 (R1): an application message in a PrivateMessage.
+    // DS-065 (S13): application messages wait until the DS's Removes are committed.
+    if on("DS-065") && state.head.pending_removes().next().is_some() {
+        return Err(pending_proposals(state));
+    }
     let frame = application_frame(&body.message)?;
-    // DS-062 (R2): of this group.
-    if frame.group_id != state.uri.to_bytes() {
+    // DS-062 (R2): it is of this group.
+    if on("DS-062") && frame.group_id != state.uri.to_bytes() {
         return Err(ErrorCode::InvalidMessage.into());
     }
-    // DS-063 (R2): of this epoch or one shortly before it.
+    // DS-063 (R2): it is of this epoch or one shortly before it.
     let current = state.head.epoch;
-    if frame.epoch > current || current - frame.epoch > APPLICATION_PAST_EPOCHS_MAX {
+    if on("DS-063") && (frame.epoch > current || current - frame.epoch > APPLICATION_PAST_EPOCHS_MAX) {
         return Err(Rejection::wrong_epoch(current, state.commit_hash(frame.epoch)));
     }
-    // DS-064: by a member that has spoken for itself, of an epoch in which it was one.
+    // DS-064: it is of an epoch in which its sender was a member.
     let member = state.members.get(&sender.leaf_index).ok_or(ErrorCode::NotAuthorized)?;
-    if sender.as_joiner || frame.epoch < member.joined_epoch {
+    if on("DS-064") && frame.epoch < member.joined_epoch {
         return Err(ErrorCode::NotAuthorized.into());
     }
     // Who joined after the message's epoch could not read it.

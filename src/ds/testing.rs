@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Authenticated, GroupState, Hub, Outcome, Refusal, Sender, commit, create, message, queue_info, sender};
+use super::{Accepted, Decision, GroupState, Hub, Outcome, Refusal, Sender, create, decide, needs_tree, sender};
 use crate::base::crypto::SigningKey;
 use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
@@ -28,12 +29,15 @@ pub(super) struct TestHub {
     /// The first snapshot and all log records, as storage would have them.
     pub(super) snapshot: Vec<u8>,
     pub(super) log: Vec<Vec<u8>>,
+    pub(super) group_info: Vec<u8>,
+    /// How far the hub's clock is ahead of the machine's.
+    pub(super) ahead: Duration,
 }
 
 impl TestHub {
     pub(super) fn new() -> Self {
         let now = UnixMillis::now();
-        let domains: Vec<Domain> = ["a.test", "b.test"].iter().map(|name| name.parse().expect("a domain")).collect();
+        let domains: Vec<Domain> = ["a.test", "b.test", "c.test"].iter().map(|name| name.parse().expect("a domain")).collect();
         let as_roots: HashMap<Domain, AsRoot> =
             domains.iter().map(|domain| (domain.clone(), AsRoot::create(domain, now).expect("a root"))).collect();
         let roots = as_roots.iter().map(|(domain, root)| {
@@ -49,20 +53,25 @@ impl TestHub {
             external_sender: encode_external_sender(&public, &chain).expect("encodes"),
             key,
             roots: roots.collect(),
-            revoked: HashMap::new(),
+            revoked: domains
+                .iter()
+                .map(|domain| (domain.clone(), Arc::new(RevokedKeys::new([], UnixMillis(u64::MAX)))))
+                .collect(),
             limits: Limits::default(),
             as_roots,
             state: None,
             tree: None,
             snapshot: Vec::new(),
             log: Vec::new(),
+            group_info: Vec::new(),
+            ahead: Duration::ZERO,
         }
     }
 
     pub(super) fn hub(&self) -> Hub<'_> {
         Hub {
             domain: &self.domain,
-            now: UnixMillis::now(),
+            now: UnixMillis::now().plus(self.ahead),
             roots: &self.roots,
             revoked: &self.revoked,
             limits: &self.limits,
@@ -81,10 +90,6 @@ impl TestHub {
         self.state.as_ref().expect("the group is made")
     }
 
-    fn tree(&self) -> &Tree {
-        self.tree.as_ref().expect("the group is made")
-    }
-
     pub(super) fn create(&mut self, creator: &mut TestClient) -> Result<(), Refusal> {
         let request = self.creation(creator);
         self.try_create(&request, creator.uri.domain())
@@ -100,6 +105,7 @@ impl TestHub {
         let DsRequest::CreateGroup(body) = &message.request else { unreachable!("a create_group") };
         let created = create::decide(&self.hub(), request, message, body, through)?;
         let change = created.outcome.change.expect("a new group has a state");
+        self.group_info = change.group_info.unwrap_or_default();
         self.state = Some(GroupState {
             uri: created.uri,
             revision: 0,
@@ -112,42 +118,64 @@ impl TestHub {
     }
 
     /// Verifies a request as the node does.
-    pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Authenticated, Refusal> {
-        match sender::authenticate(self.state(), request, ds_message(request), through)? {
-            Sender::Member(sender) => Ok(sender),
-            Sender::Former { refused, .. } => Err(refused.into()),
+    pub(super) fn authenticate(&self, request: &ClientRequest, through: &Domain) -> Result<Sender, Refusal> {
+        sender::authenticate(&self.hub(), self.state(), request, ds_message(request), through)
+    }
+
+    /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome.
+    pub(super) fn ask(&mut self, request: &ClientRequest, through: &Domain) -> Result<Outcome, Refusal> {
+        match self.decide(request, through)? {
+            Decision::Outcome(mut outcome) => {
+                self.apply(&mut outcome);
+                Ok(outcome)
+            }
+            Decision::Commit(accepted) => {
+                let Accepted { mut outcome, update } = *accepted;
+                self.log.push(update.record.clone());
+                self.apply(&mut outcome);
+                self.tree.as_mut().expect("the group is made").merge(update, false).expect("merges");
+                Ok(outcome)
+            }
+            Decision::WelcomeInfo { .. } | Decision::ExternalCommitInfo => {
+                Ok(Outcome { reply: crate::wire::Reply::Done, change: None, fan_out: Vec::new() })
+            }
         }
     }
 
-    /// Decides a request to the group and, when it is accepted, applies it. Returns the outcome's deliveries and reply.
-    pub(super) fn ask(&mut self, request: &ClientRequest, through: &Domain) -> Result<Outcome, Refusal> {
-        let sender = self.authenticate(request, through)?;
-        let (kind, update) = match &ds_message(request).request {
-            DsRequest::SendMessage(body) => {
-                let mut outcome = message::decide(&self.hub(), self.state(), &sender, body)?;
-                self.apply(&mut outcome);
-                return Ok(outcome);
-            }
-            DsRequest::UpdateQueueInfo(body) => {
-                let mut outcome = queue_info::decide(self.state(), &sender, body)?;
-                self.apply(&mut outcome);
-                return Ok(outcome);
-            }
-            DsRequest::AddUsers(body) => (commit::Kind::AddUsers(&body.welcomes), &body.group_update),
-            DsRequest::RemoveUsers(body) => (commit::Kind::RemoveUsers, &body.group_update),
-            DsRequest::UpdateClient(body) => (commit::Kind::UpdateClient, &body.group_update),
-            _ => unreachable!("the tests ask nothing else"),
-        };
-        let commit::Accepted { mut outcome, update } =
-            commit::decide(&self.hub(), self.state(), self.tree(), &sender, kind, update)?;
-        self.log.push(update.record.clone());
+    /// What the DS does on its own: applied as storage would.
+    pub(super) fn act(&mut self, decide: impl FnOnce(&Hub<'_>, &GroupState) -> Option<Outcome>) -> Option<Outcome> {
+        let mut outcome = decide(&self.hub(), self.state())?;
         self.apply(&mut outcome);
-        self.tree.as_mut().expect("the group is made").merge(update, false).expect("merges");
-        Ok(outcome)
+        Some(outcome)
+    }
+
+    /// The encoded ratchet_tree of the current epoch.
+    pub(super) fn ratchet_tree(&self) -> Vec<u8> {
+        self.tree.as_ref().expect("the group is made").ratchet_tree().expect("encodes")
+    }
+
+    /// Revokes these keys of a domain.
+    pub(super) fn revoke(&mut self, domain: &Domain, hashes: &[[u8; 32]]) {
+        let keys = RevokedKeys::new(hashes.iter().copied(), UnixMillis(u64::MAX));
+        self.revoked.insert(domain.clone(), Arc::new(keys));
+    }
+
+    /// Decides a request to the group; nothing changes.
+    pub(super) fn decide(&mut self, request: &ClientRequest, through: &Domain) -> Result<Decision, Refusal> {
+        let sender = self.authenticate(request, through)?;
+        let message = ds_message(request);
+        let mut tree = self.tree.take();
+        let given = if needs_tree(&message.request) { tree.as_mut() } else { None };
+        let decision = decide(&self.hub(), self.state(), given, &sender, message);
+        self.tree = tree;
+        decision
     }
 
     fn apply(&mut self, outcome: &mut Outcome) {
         if let Some(change) = outcome.change.take() {
+            if let Some(group_info) = &change.group_info {
+                self.group_info.clone_from(group_info);
+            }
             self.state.as_mut().expect("the group is made").apply(change);
         }
     }

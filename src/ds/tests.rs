@@ -1,5 +1,12 @@
 //! The decisions, with real MLS members and no storage. What each refusal leaves behind on disk is for the system tests.
 
+mod commits;
+mod context;
+mod external;
+mod proposals;
+mod removals;
+mod senders;
+
 use super::testing::{TestHub, ds_message};
 use super::*;
 use crate::base::crypto::sha256;
@@ -8,9 +15,14 @@ use crate::wire::ds::*;
 use crate::wire::{List, Opaque};
 
 fn code(refused: Result<Outcome, Refusal>) -> ErrorCode {
+    rejection(refused).code
+}
+
+fn rejection(refused: Result<Outcome, Refusal>) -> Rejection {
     match refused.expect_err("refused") {
-        Refusal::Rejected(rejection) => rejection.code,
+        Refusal::Rejected(rejection) => rejection,
         Refusal::NeedsRoots(domains) => unreachable!("roots of {domains:?} are wanted"),
+        Refusal::Failed(fault) => unreachable!("{fault}"),
     }
 }
 
@@ -27,6 +39,30 @@ fn group(others: &[&str]) -> (TestHub, TestClient, Vec<TestClient>) {
     (hub, alice, members)
 }
 
+/// Asks as a node of the client's own domain would.
+fn ask(hub: &mut TestHub, who: &TestClient, request: &crate::wire::ClientRequest) -> Result<Outcome, Refusal> {
+    hub.ask(request, who.uri.domain())
+}
+
+/// The Commit in a request.
+fn commit_of(request: &crate::wire::ClientRequest) -> Vec<u8> {
+    let request = commit::CommitRequest::of(&ds_message(request).request).expect("a Commit");
+    request.update.commit.to_vec()
+}
+
+/// Adds another device of a member; everyone follows.
+fn add_device(hub: &mut TestHub, adder: &mut TestClient, others: &mut [&mut TestClient], new: &mut TestClient) {
+    let commit = adder.commit(&[new.key_package(Some(&new.queue()))], &[], true);
+    let welcomes = vec![Opaque::from(commit.welcome.clone().expect("a Welcome"))].into();
+    let body = GroupAdd { group_id: adder.group_id(), group_update: commit.update.clone(), welcomes };
+    ask(hub, adder, &adder.as_leaf(DsRequest::AddClients(body))).expect("accepted");
+    adder.merge();
+    for other in others {
+        other.receive(&commit.update.commit);
+    }
+    new.join(&commit.welcome.expect("a Welcome"), &hub.ratchet_tree());
+}
+
 /// Adds a member; everyone follows.
 fn add(hub: &mut TestHub, adder: &mut TestClient, mut members: Vec<TestClient>, mut new: TestClient) -> Vec<TestClient> {
     let request = adder.add(&[new.key_package(Some(&new.queue()))]);
@@ -36,8 +72,7 @@ fn add(hub: &mut TestHub, adder: &mut TestClient, mut members: Vec<TestClient>, 
     for member in &mut members {
         member.receive(&body.group_update.commit);
     }
-    let tree = hub.tree.as_ref().expect("there").ratchet_tree().expect("encodes");
-    new.join(&body.welcomes[0], &tree);
+    new.join(&body.welcomes[0], &hub.ratchet_tree());
     members.push(new);
     members
 }
@@ -171,7 +206,7 @@ fn a_group_info_that_is_not_the_commits_is_refused() {
     assert!(hub.ask(&right, alice.uri.domain()).is_ok());
 }
 
-// covers DS-047, DS-048, DS-049, DS-050, DS-051
+// covers DS-048, DS-049, DS-050, DS-051
 #[test]
 fn a_commit_is_what_its_request_says() {
     let (mut hub, mut alice, mut others) = group(&["bob@b.test", "carol@a.test"]);
@@ -190,7 +225,7 @@ fn a_commit_is_what_its_request_says() {
     alice.drop_pending();
 
     // Bob is a member already: a second client of his is not for add_users.
-    let second = hub.client("bob@b.test");
+    let second = others[0].device("tablet");
     let again = alice.add(&[second.key_package(Some(&second.queue()))]);
     assert_eq!(code(hub.ask(&again, &a)), ErrorCode::InvalidCommit);
     alice.drop_pending();
@@ -258,6 +293,10 @@ fn an_application_message_is_of_the_group_and_of_an_epoch_its_sender_was_in() {
     alice.drop_pending();
     assert_eq!(code(hub.ask(&send(&alice, handshake), &a)), ErrorCode::InvalidMessage, "a handshake");
     assert_eq!(code(hub.ask(&send(&alice, vec![0, 1, 0, 2, 1]), &a)), ErrorCode::InvalidMessage, "garbage");
+    let mut elsewhere = hub.client("dave@a.test").in_group(9);
+    hub.creation(&mut elsewhere);
+    let theirs = elsewhere.message("of another group");
+    assert_eq!(code(hub.ask(&send(&alice, message_octets(&theirs)), &a)), ErrorCode::InvalidMessage, "of another group");
     let large = vec![0; crate::base::limits::APPLICATION_MESSAGE_BYTES_MAX + 1];
     assert_eq!(code(hub.ask(&send(&alice, large), &a)), ErrorCode::TooLarge);
 
@@ -273,6 +312,7 @@ fn an_application_message_is_of_the_group_and_of_an_epoch_its_sender_was_in() {
             others = add(&mut hub, &mut alice, members, carol);
             let outcome = hub.ask(&repeat, &a).expect("accepted");
             assert_eq!(outcome.fan_out[0].recipients.len(), 1, "carol could not read it");
+            assert_eq!(code(hub.ask(&send(&others[1], message_octets(&old)), &a)), ErrorCode::NotAuthorized, "nor send it");
         } else {
             let request = alice.update();
             hub.ask(&request, &a).expect("accepted");
@@ -304,7 +344,7 @@ fn a_group_is_made_by_its_only_member() {
         let request = alice.request(sender, DsRequest::CreateGroup(body));
         match hub.try_create(&request, &a).expect_err("refused") {
             Refusal::Rejected(rejection) => rejection.code,
-            Refusal::NeedsRoots(_) => unreachable!("all roots are known"),
+            _ => unreachable!("all roots are known"),
         }
     };
     let elsewhere = refused(&mut hub, &|body, _| body.group_id = b"mimi://b.test/g/1".as_slice().into());
@@ -315,6 +355,11 @@ fn a_group_is_made_by_its_only_member() {
     assert_eq!(refused(&mut hub, &|body, _| body.key_package = vec![1].into()), ErrorCode::InvalidKeyPackage);
     assert_eq!(refused(&mut hub, &|_, sender| *sender = DsSenderId::LeafIndex(0)), ErrorCode::NotAuthorized);
     let mut stranger = hub.client("alice@a.test");
+    let DsRequest::CreateGroup(body) = ds_message(&good).request.clone() else { unreachable!("a create_group") };
+    let forged = stranger.request(ds_message(&good).sender_id.clone(), DsRequest::CreateGroup(body));
+    assert!(
+        matches!(hub.try_create(&forged, &a), Err(Refusal::Rejected(rejection)) if rejection.code == ErrorCode::BadSignature)
+    );
     let theirs = hub.creation(&mut stranger);
     let DsRequest::CreateGroup(theirs) = ds_message(&theirs).request.clone() else { unreachable!("a create_group") };
     let foreign = refused(&mut hub, &|body, _| body.group_info = theirs.group_info.clone());

@@ -169,6 +169,11 @@ impl AsRoots {
         self.roots.iter().map(|root| root.certificate.as_slice())
     }
 
+    /// The roots' raw Ed25519 keys.
+    pub fn public_keys(&self) -> impl Iterator<Item = &[u8; 32]> {
+        self.roots.iter().map(|root| &root.public_key)
+    }
+
     /// When the longest-lived root of this name and key ends; an error unless one is valid `now`.
     fn validity_of(&self, subject: &[u8], public_key: &[u8], now: UnixMillis) -> Result<UnixMillis, ChainError> {
         let same = self.roots.iter().filter(|root| root.subject == subject && root.public_key == public_key);

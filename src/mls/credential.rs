@@ -4,6 +4,7 @@ use openmls::prelude::{Credential, CredentialType, LeafNode};
 use tls_codec::{DeserializeBytes as _, Size as _};
 
 use crate::base::limits::{CERTIFICATE_BYTES_MAX, CHAIN_CERTIFICATES_MAX, LEAF_NODE_BYTES_MAX};
+use crate::base::rule::{answer, on};
 use crate::wire::{ErrorCode, Opaque, Rejection, encode};
 
 /// Who a leaf says it is. Nothing in here is checked against an AS root yet: that is `ds::credentials`.
@@ -19,7 +20,7 @@ impl LeafClaim {
     /// Reads key and chain from a leaf. OpenMLS accepts garbage as a chain; [`certificates`] does not.
     pub(super) fn of(leaf: &LeafNode) -> Result<Self, Rejection> {
         // DS-028: a leaf node is not larger than one needs to be; the tree of all of them has to fit a frame.
-        if leaf.tls_serialized_len() > LEAF_NODE_BYTES_MAX {
+        if on("DS-028") && leaf.tls_serialized_len() > LEAF_NODE_BYTES_MAX {
             return Err(ErrorCode::TooLarge.into());
         }
         Ok(Self { signature_key: leaf.signature_key().as_slice().to_vec(), chain: certificates(leaf.credential())? })
@@ -28,8 +29,8 @@ impl LeafClaim {
 
 /// The certificates of an X.509 credential: RFC 9420 §5.3 `Certificate certificates<V>`, whose outer length OpenMLS takes off.
 fn certificates(credential: &Credential) -> Result<Vec<Vec<u8>>, Rejection> {
-    let refused = || Rejection::from(ErrorCode::InvalidCredential);
-    // DS-026 (R8): an X.509 credential with a chain of bounded length and size.
+    // DS-026 (R8): a credential is X.509, with a chain of bounded length and size.
+    let refused = || Rejection::from(answer("DS-026", ErrorCode::InvalidCredential, ErrorCode::Internal));
     if credential.credential_type() != CredentialType::X509 {
         return Err(refused());
     }

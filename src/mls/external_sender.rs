@@ -13,9 +13,10 @@ pub fn encode_external_sender(public_key: &[u8], chain: &[Vec<u8>]) -> Result<Ve
         .context("could not encode the DS's external sender")
 }
 
-/// Whether `context` names the encoded `external_sender` among its external_senders. ExternalSender has no getters, so whole
+/// Where the encoded `external_sender` stands among the external_senders of `context`. ExternalSender has no getters, so whole
 /// values are compared.
-pub(super) fn context_names(context: &GroupContext, external_sender: &[u8]) -> bool {
-    let Ok(ours) = ExternalSender::tls_deserialize_exact(external_sender) else { return false };
-    context.extensions().external_senders().is_some_and(|senders| senders.contains(&ours))
+pub(super) fn position(context: &GroupContext, external_sender: &[u8]) -> Option<u32> {
+    let ours = ExternalSender::tls_deserialize_exact(external_sender).ok()?;
+    let position = context.extensions().external_senders()?.iter().position(|sender| *sender == ours)?;
+    u32::try_from(position).ok()
 }

@@ -1,21 +1,22 @@
 //! The public state of one group: its ratchet tree and context, and the Commits that change them (S10, S11).
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use openmls::group::PublicGroup;
-use openmls::messages::group_info::VerifiableGroupInfo;
 use openmls::prelude::{
-    ConfirmationTag, GroupId, LeafNodeIndex, MlsMessageBodyIn, OpenMlsSignaturePublicKey, ProcessedMessageContent, Proposal,
-    ProposalOrRefType, ProposalStore, ProtocolMessage, Sender, SignaturePublicKey, StagedCommit,
+    GroupId, LeafNode, LeafNodeIndex, ProcessedMessageContent, Proposal, ProposalStore, ProtocolMessage, Sender, StagedCommit,
 };
+use openmls::treesync::LeafNodeSource;
 use tls_codec::Serialize as _;
 
+use super::changes::{Changes, examine_leaf};
 use super::credential::LeafClaim;
-use super::external_sender::context_names;
-use super::key_package::{ValidKeyPackage, capabilities_are_interoperable, examine};
-use super::message::{FramedCommit, read};
+use super::group_info::{check_group_info, read_group_info};
+use super::message::{FramedCommit, read_protocol};
+use super::policy::{ContextFacts, ContextRules, examine_context};
+use super::proposal::FramedProposal;
 use super::provider::{GroupStore, VerifyOnly};
+use crate::base::UnixMillis;
 use crate::base::fault::{Context as _, Fault};
+use crate::base::rule::{answer, on};
 use crate::wire::{ErrorCode, Rejection};
 
 /// The format of snapshots and log records; postcard does not describe itself, so every record begins with this octet.
@@ -24,6 +25,17 @@ const RECORD_FORMAT: u8 = 1;
 /// The public state of one group in one epoch.
 pub struct Tree {
     group: PublicGroup,
+    /// The proposals of this epoch that Commits may refer to.
+    learned: Vec<Learned>,
+    /// The octets of the records that it was made of; see [`Tree::octets`].
+    record_octets: usize,
+}
+
+/// A proposal in the tree's store.
+struct Learned {
+    message: Vec<u8>,
+    /// The encryption key that an Update brings, encoded, and its signature key.
+    keys: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A Commit that fits the group and its GroupInfo, not yet merged.
@@ -33,25 +45,10 @@ pub struct StagedUpdate {
     pub record: Vec<u8>,
     /// What it does to the leaves.
     pub changes: Changes,
+    /// The committer's leaf, after the Commit.
+    pub committer: u32,
     /// The epoch that it begins.
     pub epoch: u64,
-}
-
-/// What a Commit does to the leaves of the tree.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Leaves brought by Adds, with the index where each will land.
-    pub added: Vec<(u32, ValidKeyPackage)>,
-    /// Leaves removed.
-    pub removed: BTreeSet<u32>,
-    /// New leaf nodes of leaves that stay, by path or Update.
-    pub updated: BTreeMap<u32, LeafClaim>,
-    /// Whether the Commit has a path.
-    pub has_path: bool,
-    /// Proposals that the Commit carries by value.
-    pub by_value: usize,
-    /// The proposals are Adds, Removes and Updates only.
-    pub only_membership: bool,
 }
 
 /// A group that was just created.
@@ -60,6 +57,10 @@ pub struct NewTree {
     pub tree: Tree,
     /// Its only leaf.
     pub leaf: LeafClaim,
+    /// The end of that leaf's lifetime.
+    pub not_after: UnixMillis,
+    /// What the DS reads out of the context.
+    pub context: ContextFacts,
     /// The state as a record.
     pub snapshot: Vec<u8>,
 }
@@ -67,8 +68,9 @@ pub struct NewTree {
 impl Tree {
     /// Imports a new group from its GroupInfo with ratchet_tree extension (S5, S6): epoch 0, one leaf. Returns the group and its
     /// only leaf with its first snapshot. OpenMLS verifies the tree, the leaf and the GroupInfo's signature.
-    pub fn create(group_id: &[u8], group_info: &[u8], external_sender: &[u8]) -> Result<NewTree, Rejection> {
-        let refused = || Rejection::from(ErrorCode::InvalidGroupInfo);
+    pub fn create(group_id: &[u8], group_info: &[u8], rules: ContextRules<'_>) -> Result<NewTree, Rejection> {
+        // DS-034 (S6): the GroupInfo is valid, of epoch 0, with one leaf and the DS in its external_senders.
+        let refused = || Rejection::from(answer("DS-034", ErrorCode::InvalidGroupInfo, ErrorCode::Internal));
         let info = read_group_info(group_info)?;
         if info.group_id().as_slice() != group_id
             || info.epoch().as_u64() != 0
@@ -82,21 +84,15 @@ impl Tree {
         let (group, _) =
             PublicGroup::from_external(&VerifyOnly, &store, tree, info, ProposalStore::new()).map_err(|_| refused())?;
         // The DS must be able to propose Removes from the first epoch on (S12).
-        if !context_names(group.group_context(), external_sender) {
-            return Err(refused());
-        }
-        let leaf = match group.treesync().full_leaves().collect::<Vec<_>>()[..] {
-            [(index, leaf)] if index.u32() == 0 => {
-                // DS-046 (R3): capabilities list no default type. The KeyPackage beside it has capabilities of its own.
-                if !capabilities_are_interoperable(leaf.capabilities()) {
-                    return Err(refused());
-                }
-                LeafClaim::of(leaf)?
-            }
+        let context = examine_context(group.group_context(), rules, ErrorCode::InvalidGroupInfo)?;
+        let (leaf, not_after) = match group.treesync().full_leaves().collect::<Vec<_>>()[..] {
+            // The KeyPackage beside it has capabilities of its own.
+            [(index, leaf)] if index.u32() == 0 => (examine_leaf(leaf, ErrorCode::InvalidGroupInfo)?, lifetime_end(leaf)),
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;
-        Ok(NewTree { tree: Self { group }, leaf, snapshot })
+        let tree = Self { group, learned: Vec::new(), record_octets: snapshot.len() };
+        Ok(NewTree { tree, leaf, not_after, context, snapshot })
     }
 
     /// The epoch of this state.
@@ -109,6 +105,11 @@ impl Tree {
         self.group.export_ratchet_tree().tls_serialize_detached().context("could not encode a ratchet tree")
     }
 
+    /// About how much memory the tree takes, in octets: twice its records, as `benches/` measures it. Costs nothing to ask.
+    pub fn octets(&self) -> usize {
+        2 * self.record_octets
+    }
+
     /// How many leaves are not blank.
     pub fn leaf_count(&self) -> usize {
         self.group.treesync().full_leaves().count()
@@ -119,26 +120,111 @@ impl Tree {
         self.group.treesync().full_leaves().map(|(index, _)| index.u32()).collect()
     }
 
-    /// Validates a member's Commit and the GroupInfo of the epoch it begins (R3, R5, S13). Nothing changes yet.
-    ///
-    /// `external_sender`: the DS's own encoded entry, which must stay in the context.
-    pub fn stage(&self, commit: FramedCommit, group_info: &[u8], external_sender: &[u8]) -> Result<StagedUpdate, Rejection> {
-        let refused = || Rejection::from(ErrorCode::InvalidCommit);
-        // DS-042 (R3): a valid Commit of this group and epoch, as far as a server can see: framing, signature, proposals, path.
+    /// Puts the proposals of the epoch (MLSMessages that were accepted in it, in order) where Commits can refer to them. Those
+    /// that are there already are passed over.
+    pub fn learn<'a>(&mut self, proposals: impl Iterator<Item = &'a [u8]>) -> Result<(), Fault> {
+        for (position, message) in proposals.enumerate() {
+            match self.learned.get(position) {
+                Some(known) if known.message == message => continue,
+                Some(_) => return Err(Fault::new("a group's pending proposals are not the ones that its tree has learned")),
+                None => {}
+            }
+            let accepted = "a pending proposal that was accepted is not valid";
+            let read = read_protocol(message).context(accepted)?;
+            let processed = self.group.process_message(&VerifyOnly, read).context(accepted)?;
+            let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else {
+                return Err(Fault::new(accepted));
+            };
+            let keys = match queued.proposal() {
+                Proposal::Update(update) => Some(keys_of(update.leaf_node())),
+                _ => None,
+            };
+            self.group.add_proposal(&GroupStore::null(), *queued).context("could not keep a pending proposal")?;
+            self.learned.push(Learned { message: message.to_vec(), keys });
+        }
+        Ok(())
+    }
+
+    /// Validates a member's proposal: an Update of its own leaf that a later Commit can carry (R3). Returns whose leaf it says it
+    /// is.
+    pub fn check_update(&self, proposal: FramedProposal) -> Result<LeafClaim, Rejection> {
+        let proposer = LeafNodeIndex::new(proposal.proposer);
+        // DS-084 (R3): a proposal is valid, as far as a server can see: framing, signatures (OpenMLS).
+        let refused = || Rejection::from(answer("DS-084", ErrorCode::InvalidProposal, ErrorCode::Internal));
+        let message = ProtocolMessage::from(proposal.message);
+        let processed = self.group.process_message(&VerifyOnly, message).map_err(|_| refused())?;
+        let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else { return Err(refused()) };
+        // DS-085 (S9): it is the Update of the sender's own leaf; to leave there is leave_group, and the rest is for Commits.
+        let Proposal::Update(update) = queued.proposal() else {
+            return Err(answer("DS-085", ErrorCode::InvalidProposal, ErrorCode::Internal).into());
+        };
+        let leaf = update.leaf_node();
+        self.check_leaf_fits(leaf)?;
+        let (encryption_key, signature_key) = keys_of(leaf);
+        let in_tree = self.group.treesync().full_leaves().any(|(index, other)| {
+            let (others_encryption_key, others_signature_key) = keys_of(other);
+            others_encryption_key == encryption_key || (index != proposer && others_signature_key == signature_key)
+        });
+        let mut pending = self.learned.iter().filter_map(|learned| learned.keys.as_ref());
+        // DS-087 (R3): an Update brings an encryption key that is nowhere in the tree and a signature key that is nobody else's.
+        if on("DS-087") && (in_tree || pending.any(|keys| keys.0 == encryption_key || keys.1 == signature_key)) {
+            return Err(ErrorCode::InvalidProposal.into());
+        }
+        examine_leaf(leaf, ErrorCode::InvalidProposal)
+    }
+
+    /// DS-086 (R3): an Update's leaf supports what the group uses: ciphersuite, credentials, extensions, and what is required. OpenMLS
+    /// asks only when a Commit carries it, and then it is the Commit that fails.
+    fn check_leaf_fits(&self, leaf: &LeafNode) -> Result<(), Rejection> {
+        let capabilities = leaf.capabilities();
+        let context = self.group.group_context();
+        let has_extension = |wanted: u16| {
+            matches!(wanted, 1..=5) || capabilities.extensions().iter().any(|extension| u16::from(*extension) == wanted)
+        };
+        let has_proposal = |wanted: u16| {
+            matches!(wanted, 1..=7) || capabilities.proposals().iter().any(|proposal| u16::from(*proposal) == wanted)
+        };
+        let x509 = openmls::prelude::CredentialType::X509;
+        let required = context.extensions().required_capabilities();
+        let fits = capabilities.ciphersuites().contains(&self.group.ciphersuite().into())
+            && capabilities.versions().contains(&openmls::prelude::ProtocolVersion::Mls10)
+            && capabilities.credentials().contains(&x509)
+            && leaf.credential().credential_type() == x509
+            && context.extensions().iter().all(|extension| has_extension(u16::from(extension.extension_type())))
+            && leaf.extensions().iter().all(|extension| has_extension(u16::from(extension.extension_type())))
+            && required.is_none_or(|required| {
+                required.extension_types().iter().all(|extension| has_extension(u16::from(*extension)))
+                    && required.proposal_types().iter().all(|proposal| has_proposal(u16::from(*proposal)))
+                    && required.credential_types().iter().all(|credential| capabilities.credentials().contains(credential))
+            });
+        if on("DS-086") && !fits { Err(ErrorCode::InvalidProposal.into()) } else { Ok(()) }
+    }
+
+    /// Validates a Commit, a member's or an external one, and the GroupInfo of the epoch it begins (R3, R5). Nothing changes yet.
+    pub fn stage(&self, commit: FramedCommit, group_info: &[u8], rules: ContextRules<'_>) -> Result<StagedUpdate, Rejection> {
+        // DS-042 (R3): the Commit is valid, as far as a server can see: framing, signature, proposals, path (OpenMLS).
+        let refused = || Rejection::from(answer("DS-042", ErrorCode::InvalidCommit, ErrorCode::Internal));
         let tag = commit.message.confirmation_tag().cloned().ok_or_else(refused)?;
         let processed = self.group.process_message(&VerifyOnly, ProtocolMessage::from(commit.message)).map_err(|_| refused())?;
         let sender = processed.sender().clone();
         let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else { return Err(refused()) };
-        let changes = self.changes(&sender, &staged)?;
-        self.check_signature_keys(&changes)?;
-        // DS-044 (S12): the DS stays among the external_senders.
-        if !context_names(staged.group_context(), external_sender) {
-            return Err(refused());
+        let changes = Changes::of(&self.group, &sender, &staged, rules)?;
+        changes.check_signature_keys(&self.group)?;
+        let committer = match (&sender, &changes.joined) {
+            (Sender::Member(index), _) => *index,
+            (Sender::NewMemberCommit, Some((index, _))) => LeafNodeIndex::new(*index),
+            _ => return Err(refused()),
+        };
+        // DS-045 (R5): the GroupInfo has the staged context, the Commit's confirmation tag, an external_pub, no tree, and the signature of
+        // the committer's key after the Commit.
+        let fits = check_group_info(&self.group, committer, &staged, tag, group_info);
+        if on("DS-045") {
+            fits?;
         }
-        self.check_group_info(&sender, &staged, tag, group_info)?;
         let mut record = vec![RECORD_FORMAT];
         record.extend(postcard::to_stdvec(&*staged).map_err(|_| Rejection::from(ErrorCode::Internal))?);
-        Ok(StagedUpdate { epoch: staged.group_context().epoch().as_u64(), record, changes, staged: *staged })
+        let epoch = staged.group_context().epoch().as_u64();
+        Ok(StagedUpdate { epoch, record, changes, committer: committer.u32(), staged: *staged })
     }
 
     /// Merges a staged Commit. Only after its record is on disk: memory must never run ahead. Returns a snapshot of the new
@@ -146,14 +232,22 @@ impl Tree {
     pub fn merge(&mut self, update: StagedUpdate, with_snapshot: bool) -> Result<Option<Vec<u8>>, Fault> {
         let store = if with_snapshot { GroupStore::recording() } else { GroupStore::null() };
         self.group.merge_commit(&store, update.staged).context("could not merge a validated Commit")?;
-        // Where added leaves land is predicted, not told by OpenMLS: a wrong prediction would misdeliver from here on.
-        for (index, key_package) in &update.changes.added {
-            let landed = self.group.leaf(LeafNodeIndex::new(*index)).map(|leaf| leaf.signature_key().as_slice());
-            if landed != Some(&key_package.claim.signature_key) {
-                return Err(Fault::new(format!("an added leaf did not land at index {index} as predicted")));
+        self.learned.clear();
+        // Where new leaves land is predicted, not told by OpenMLS: a wrong prediction would misdeliver from here on.
+        let added = update.changes.added.iter().map(|(index, key_package)| (*index, &key_package.claim));
+        for (index, claim) in added.chain(update.changes.joined.iter().map(|(index, claim)| (*index, claim))) {
+            let landed = self.group.leaf(LeafNodeIndex::new(index)).map(|leaf| leaf.signature_key().as_slice());
+            if landed != Some(&claim.signature_key) {
+                return Err(Fault::new(format!("a new leaf did not land at index {index} as predicted")));
             }
         }
-        if with_snapshot { snapshot(&store).map(Some) } else { Ok(None) }
+        if with_snapshot {
+            let snapshot = snapshot(&store)?;
+            self.record_octets = snapshot.len();
+            return Ok(Some(snapshot));
+        }
+        self.record_octets += update.record.len();
+        Ok(None)
     }
 
     /// Rebuilds the state from a snapshot and the log records that follow it. No signature is checked: what was written was valid.
@@ -162,129 +256,27 @@ impl Tree {
         let mut group = PublicGroup::load(&store, &GroupId::from_slice(group_id))
             .context("a group's snapshot cannot be loaded")?
             .context("a group's snapshot is not complete")?;
+        let mut record_octets = snapshot.len();
         for record in records {
+            record_octets += record.len();
             let staged: StagedCommit =
                 postcard::from_bytes(strip_format(record)?).context("a group's log record cannot be read")?;
             group.merge_commit(&GroupStore::null(), staged).context("a group's log record cannot be merged")?;
         }
-        Ok(Self { group })
-    }
-
-    /// What the Commit does to the leaves, and where Adds will land: RFC 9420 §12.4.2 applies Removes, then each Add takes the
-    /// leftmost blank leaf, or a new one at the right.
-    fn changes(&self, sender: &Sender, staged: &StagedCommit) -> Result<Changes, Rejection> {
-        let refused = || Rejection::from(ErrorCode::InvalidCommit);
-        let mut changes = Changes { only_membership: true, ..Changes::default() };
-        let mut joins = Vec::new();
-        for queued in staged.queued_proposals() {
-            if queued.proposal_or_ref_type() == ProposalOrRefType::Proposal {
-                changes.by_value += 1;
-            }
-            match (queued.proposal(), queued.sender()) {
-                (Proposal::Add(add), _) => joins.push(examine(add.key_package())?),
-                (Proposal::Remove(remove), _) => {
-                    changes.removed.insert(remove.removed().u32());
-                }
-                (Proposal::Update(update), Sender::Member(index)) => {
-                    changes.updated.insert(index.u32(), examine_leaf(update.leaf_node())?);
-                }
-                _ => changes.only_membership = false,
-            }
-        }
-        if let Some(leaf) = staged.update_path_leaf_node() {
-            changes.has_path = true;
-            // External Commits are a later part; the sender of every Commit here is a member.
-            let Sender::Member(index) = sender else { return Err(refused()) };
-            changes.updated.insert(index.u32(), examine_leaf(leaf)?);
-        }
-        let mut free: BTreeSet<u32> = self.group.treesync().blank_leaves().map(|index| index.u32()).collect();
-        free.extend(&changes.removed);
-        let mut end = u32::try_from(self.group.treesync().leaves().len()).map_err(|_| refused())?;
-        for join in joins {
-            let index = free.pop_first().unwrap_or_else(|| {
-                end += 1;
-                end - 1
-            });
-            changes.added.push((index, join));
-        }
-        Ok(changes)
-    }
-
-    /// DS-043 (R3): a signature key stands in the tree once (RFC 9420 §7.3). OpenMLS checks Adds only; a key brought by a path or Update
-    /// would pass, and the group could never be imported again.
-    fn check_signature_keys(&self, changes: &Changes) -> Result<(), Rejection> {
-        let mut keys: BTreeSet<&[u8]> = BTreeSet::new();
-        let staying = self
-            .group
-            .treesync()
-            .full_leaves()
-            .filter(|(index, _)| !changes.removed.contains(&index.u32()) && !changes.updated.contains_key(&index.u32()));
-        let unchanged = staying.map(|(_, leaf)| leaf.signature_key().as_slice());
-        let updated = changes.updated.values().map(|claim| claim.signature_key.as_slice());
-        let added = changes.added.iter().map(|(_, key_package)| key_package.claim.signature_key.as_slice());
-        for key in unchanged.chain(updated).chain(added) {
-            if !keys.insert(key) {
-                return Err(ErrorCode::InvalidCommit.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// DS-045 (R5): the GroupInfo has exactly the staged context, the Commit's confirmation tag and an external_pub, and is signed by the
-    /// committer's key after the Commit.
-    fn check_group_info(
-        &self,
-        sender: &Sender,
-        staged: &StagedCommit,
-        tag: ConfirmationTag,
-        group_info: &[u8],
-    ) -> Result<(), Rejection> {
-        let refused = || Rejection::from(ErrorCode::InvalidGroupInfo);
-        let Sender::Member(index) = sender else { return Err(refused()) };
-        let info = read_group_info(group_info)?;
-        let extensions = info.extensions().clone();
-        if info.group_context() != staged.group_context()
-            || extensions.external_pub().is_none()
-            // The tree is ours to give, and would have to be verified against the context.
-            || extensions.ratchet_tree().is_some()
-        {
-            return Err(refused());
-        }
-        let key: SignaturePublicKey = match staged.update_path_leaf_node() {
-            Some(leaf) => leaf.signature_key().clone(),
-            None => self.group.leaf(*index).ok_or_else(refused)?.signature_key().clone(),
-        };
-        let key = OpenMlsSignaturePublicKey::from_signature_key(key, self.group.ciphersuite().signature_algorithm());
-        let octets = info.tls_serialize_detached().map_err(|_| refused())?;
-        let verified = verify(info, &key).ok_or_else(refused)?;
-        // Signer index and confirmation tag have no getters: rebuild the GroupInfo from what we know, and compare octets.
-        let rebuilt = VerifiableGroupInfo::new(staged.group_context().clone(), extensions, tag, *index, verified);
-        if rebuilt.tls_serialize_detached().map_err(|_| refused())? != octets {
-            return Err(refused());
-        }
-        Ok(())
+        Ok(Self { group, learned: Vec::new(), record_octets })
     }
 }
 
-fn verify(info: VerifiableGroupInfo, key: &OpenMlsSignaturePublicKey) -> Option<openmls::ciphersuite::signature::Signature> {
-    use openmls::messages::group_info::GroupInfo;
-    use openmls::prelude::Verifiable as _;
-    let info: GroupInfo = info.verify(&VerifyOnly, key).ok()?;
-    Some(info.signature().clone())
+/// The encoded encryption key and the signature key of a leaf.
+fn keys_of(leaf: &LeafNode) -> (Vec<u8>, Vec<u8>) {
+    (leaf.encryption_key().tls_serialize_detached().unwrap_or_default(), leaf.signature_key().as_slice().to_vec())
 }
 
-fn examine_leaf(leaf: &openmls::prelude::LeafNode) -> Result<LeafClaim, Rejection> {
-    // DS-046 (R3): capabilities list no default type.
-    if !capabilities_are_interoperable(leaf.capabilities()) {
-        return Err(ErrorCode::InvalidCommit.into());
-    }
-    LeafClaim::of(leaf)
-}
-
-fn read_group_info(octets: &[u8]) -> Result<VerifiableGroupInfo, Rejection> {
-    match read(octets, ErrorCode::InvalidGroupInfo)? {
-        MlsMessageBodyIn::GroupInfo(info) => Ok(info),
-        _ => Err(ErrorCode::InvalidGroupInfo.into()),
+/// When the lifetime of a leaf ends; only one from a KeyPackage has one (RFC 9420 §7.2).
+fn lifetime_end(leaf: &LeafNode) -> UnixMillis {
+    match leaf.leaf_node_source() {
+        LeafNodeSource::KeyPackage(lifetime) => UnixMillis(lifetime.not_after().saturating_mul(1000)),
+        LeafNodeSource::Update | LeafNodeSource::Commit(_) => UnixMillis(u64::MAX),
     }
 }
 

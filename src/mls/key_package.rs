@@ -8,6 +8,7 @@ use super::provider::VerifyOnly;
 use super::{CIPHERSUITE, QUEUE_CONFIG_EXTENSION};
 use crate::base::UnixMillis;
 use crate::base::limits::KEY_PACKAGE_BYTES_MAX;
+use crate::base::rule::{answer, on};
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{ErrorCode, Rejection, decode};
 
@@ -28,14 +29,13 @@ pub struct ValidKeyPackage {
 
 /// Validates the MLSMessage of a KeyPackage (RFC 9420 §10.1). OpenMLS compares the lifetime with the system's clock.
 pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection> {
-    let refused = || Rejection::from(ErrorCode::InvalidKeyPackage);
-    // DS-027: limits come before decoding.
-    if octets.len() > KEY_PACKAGE_BYTES_MAX {
+    // DS-027: a KeyPackage is not larger than one can be.
+    if on("DS-027") && octets.len() > KEY_PACKAGE_BYTES_MAX {
         return Err(ErrorCode::TooLarge.into());
     }
-    let MlsMessageBodyIn::KeyPackage(key_package) = read(octets, ErrorCode::InvalidKeyPackage)? else {
-        return Err(refused());
-    };
+    // DS-030 (S6): the KeyPackage is valid.
+    let refused = || Rejection::from(answer("DS-030", ErrorCode::InvalidKeyPackage, ErrorCode::Internal));
+    let MlsMessageBodyIn::KeyPackage(key_package) = read(octets, refused().code)? else { return Err(refused()) };
     let key_package = key_package.validate(&VerifyOnly, ProtocolVersion::Mls10).map_err(|_| refused())?;
     examine(&key_package)
 }
@@ -43,14 +43,15 @@ pub fn validate_key_package(octets: &[u8]) -> Result<ValidKeyPackage, Rejection>
 /// What the server needs to know of a KeyPackage that OpenMLS has validated, and the checks OpenMLS leaves to it.
 pub(super) fn examine(key_package: &KeyPackage) -> Result<ValidKeyPackage, Rejection> {
     let refused = || Rejection::from(ErrorCode::InvalidKeyPackage);
-    // DS-046 (R3): capabilities list no default type.
-    if u16::from(key_package.ciphersuite()) != CIPHERSUITE
-        || !capabilities_are_interoperable(key_package.leaf_node().capabilities())
-    {
+    // DS-046 (R3): capabilities list no default extension or proposal type.
+    if on("DS-046") && !capabilities_are_interoperable(key_package.leaf_node().capabilities()) {
         return Err(refused());
     }
-    // DS-029 (R7): a lifetime of acceptable length (RFC 9420 §7.2); OpenMLS knows the limit and does not ask.
-    if !key_package.life_time().has_acceptable_range() {
+    if u16::from(key_package.ciphersuite()) != CIPHERSUITE {
+        return Err(refused());
+    }
+    // DS-029 (R7): a KeyPackage's lifetime is of acceptable length (RFC 9420 §7.2); OpenMLS knows the limit and does not ask.
+    if on("DS-029") && !key_package.life_time().has_acceptable_range() {
         return Err(refused());
     }
     let reference = key_package.hash_ref(&VerifyOnly).map_err(|_| refused())?;

@@ -3,6 +3,7 @@
 use openmls::prelude::{ContentType, MlsMessageBodyIn, MlsMessageIn, ProtocolMessage, PublicMessageIn, Sender, Welcome};
 use tls_codec::Deserialize as _;
 
+use crate::base::rule::{answer, on};
 use crate::wire::{ErrorCode, Rejection};
 
 /// The frame of an application message (R1): all a server can see of it.
@@ -20,18 +21,25 @@ pub(super) fn read(octets: &[u8], code: ErrorCode) -> Result<MlsMessageBodyIn, R
     MlsMessageIn::tls_deserialize_exact(octets).map(MlsMessageIn::extract).map_err(|_| code.into())
 }
 
-/// Reads the frame of an application message; a handshake in a PrivateMessage is refused (R1).
-pub fn application_frame(octets: &[u8]) -> Result<ApplicationFrame, Rejection> {
-    match read(octets, ErrorCode::InvalidMessage)? {
-        MlsMessageBodyIn::PrivateMessage(message) => {
-            let message = ProtocolMessage::PrivateMessage(message);
-            if message.content_type() != ContentType::Application {
-                return Err(ErrorCode::InvalidMessage.into());
-            }
-            Ok(ApplicationFrame { group_id: message.group_id().as_slice().to_vec(), epoch: message.epoch().as_u64() })
-        }
-        _ => Err(ErrorCode::InvalidMessage.into()),
+/// Decodes a handshake in a PublicMessage.
+pub(super) fn read_protocol(octets: &[u8]) -> Option<ProtocolMessage> {
+    match read(octets, ErrorCode::Internal) {
+        Ok(MlsMessageBodyIn::PublicMessage(message)) => Some(ProtocolMessage::from(message)),
+        _ => None,
     }
+}
+
+/// Reads the frame of an application message.
+///
+/// DS-061 (R1): it is a PrivateMessage with content type application.
+pub fn application_frame(octets: &[u8]) -> Result<ApplicationFrame, Rejection> {
+    let refused = || Rejection::from(answer("DS-061", ErrorCode::InvalidMessage, ErrorCode::Internal));
+    let MlsMessageBodyIn::PrivateMessage(message) = read(octets, refused().code)? else { return Err(refused()) };
+    let message = ProtocolMessage::PrivateMessage(message);
+    if on("DS-061") && message.content_type() != ContentType::Application {
+        return Err(refused());
+    }
+    Ok(ApplicationFrame { group_id: message.group_id().as_slice().to_vec(), epoch: message.epoch().as_u64() })
 }
 
 /// A Commit as its sender framed it: not yet validated against a group.
@@ -49,16 +57,15 @@ pub struct FramedCommit {
 ///
 /// DS-055 (R1): a Commit is a PublicMessage of a member or a new member, with content type commit.
 pub fn framed_commit(octets: &[u8]) -> Result<FramedCommit, Rejection> {
-    let MlsMessageBodyIn::PublicMessage(message) = read(octets, ErrorCode::InvalidCommit)? else {
-        return Err(ErrorCode::InvalidCommit.into());
-    };
+    let refused = || Rejection::from(answer("DS-055", ErrorCode::InvalidCommit, ErrorCode::Internal));
+    let MlsMessageBodyIn::PublicMessage(message) = read(octets, refused().code)? else { return Err(refused()) };
     let committer = match message.sender() {
         Sender::Member(index) => Some(index.u32()),
         Sender::NewMemberCommit => None,
-        Sender::External(_) | Sender::NewMemberProposal => return Err(ErrorCode::InvalidCommit.into()),
+        Sender::External(_) | Sender::NewMemberProposal => return Err(refused()),
     };
     if message.content_type() != ContentType::Commit {
-        return Err(ErrorCode::InvalidCommit.into());
+        return Err(refused());
     }
     Ok(FramedCommit { group_id: message.group_id().as_slice().to_vec(), epoch: message.epoch().as_u64(), committer, message })
 }

@@ -7,16 +7,16 @@ use openmls_traits::signatures::{Signer, SignerError};
 use openmls_traits::types::SignatureScheme;
 use tls_codec::Deserialize as _;
 
-use super::QUEUE_CONFIG_EXTENSION;
+use super::{JOIN_POLICY_EXTENSION, JoinPolicy, QUEUE_CONFIG_EXTENSION};
 use crate::base::crypto::SigningKey;
 use crate::base::ids::RequestId;
 use crate::base::{ClientUri, Domain, GroupUri, UnixMillis, UserUri};
-use crate::identity::AsRoot;
 use crate::identity::issue::{issue_client, user_csr};
+use crate::identity::{AsRoot, key_hash};
 use crate::wire::ds::*;
 use crate::wire::{ClientRequest, Content, List, Opaque, Service, encode};
 
-const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
+pub(crate) const SUITE: Ciphersuite = Ciphersuite::MLS_128_DHKEMX25519_AES128GCM_SHA256_Ed25519;
 
 struct TestSigner<'a>(&'a SigningKey);
 
@@ -35,10 +35,30 @@ pub(crate) struct TestClient {
     pub(crate) uri: ClientUri,
     pub(crate) key: SigningKey,
     pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) user_key: SigningKey,
     provider: OpenMlsRustCrypto,
     group: Option<MlsGroup>,
     hub: Domain,
     group_id: Vec<u8>,
+}
+
+/// What a Commit is to be, beyond what is usual.
+#[derive(Default)]
+pub(crate) struct Plan<'a> {
+    pub(crate) adds: &'a [KeyPackage],
+    pub(crate) removes: &'a [u32],
+    /// Further proposals by value.
+    pub(crate) proposals: Vec<Proposal>,
+    /// The GroupContext's new extensions.
+    pub(crate) context: Option<Extensions<GroupContext>>,
+    /// No path, where the proposals need none.
+    pub(crate) without_path: bool,
+    /// Leave out what was proposed.
+    pub(crate) without_proposed: bool,
+    /// The path's leaf has this client's key and credential.
+    pub(crate) leaf_of: Option<&'a TestClient>,
+    /// The path's leaf has these capabilities.
+    pub(crate) capabilities: Option<Capabilities>,
 }
 
 /// A Commit as it would be sent.
@@ -62,11 +82,49 @@ impl TestClient {
             uri,
             key,
             chain: vec![certificate, user_certificate],
+            user_key,
             provider: OpenMlsRustCrypto::default(),
             group: None,
             group_id: GroupUri::new(&hub, &[7; 16]).to_bytes(),
             hub,
         }
+    }
+
+    /// Another client of the same user, or the same one with a new key.
+    pub(crate) fn device(&self, name: &str) -> Self {
+        self.device_with_key(name, SigningKey::generate().expect("a key"))
+    }
+
+    /// A client of the same user with this key.
+    pub(crate) fn device_with_key(&self, name: &str, key: SigningKey) -> Self {
+        let uri = self.uri.user().client(name).expect("a client");
+        let user_certificate = self.chain[1].clone();
+        let now = UnixMillis::now();
+        let certificate = issue_client(&self.user_key, &user_certificate, &uri, key.public(), now).expect("a certificate");
+        Self {
+            uri,
+            key,
+            chain: vec![certificate, user_certificate],
+            user_key: self.user_key.clone(),
+            provider: OpenMlsRustCrypto::default(),
+            group: None,
+            group_id: self.group_id.clone(),
+            hub: self.hub.clone(),
+        }
+    }
+
+    /// The same client, at home in another group of the hub.
+    pub(crate) fn in_group(mut self, id: u8) -> Self {
+        self.group_id = GroupUri::new(&self.hub, &[id; 16]).to_bytes();
+        self
+    }
+
+    pub(crate) fn key_hash(&self) -> [u8; 32] {
+        key_hash(self.key.public())
+    }
+
+    pub(crate) fn user_key_hash(&self) -> [u8; 32] {
+        key_hash(self.user_key.public())
     }
 
     fn credential(&self) -> CredentialWithKey {
@@ -81,8 +139,14 @@ impl TestClient {
         ClientQueueConfig { qs_domain: self.uri.domain().as_bytes().into(), client_queue_information: self.uri.to_bytes().into() }
     }
 
-    fn capabilities() -> Capabilities {
-        let extensions = [ExtensionType::Unknown(QUEUE_CONFIG_EXTENSION), ExtensionType::LastResort];
+    pub(crate) fn capabilities() -> Capabilities {
+        Self::capabilities_and(&[])
+    }
+
+    /// The usual capabilities and these extension types.
+    pub(crate) fn capabilities_and(more: &[ExtensionType]) -> Capabilities {
+        let usual = [QUEUE_CONFIG_EXTENSION, JOIN_POLICY_EXTENSION].map(ExtensionType::Unknown);
+        let extensions = [&usual, &[ExtensionType::LastResort][..], more].concat();
         Capabilities::new(None, Some(&[SUITE]), Some(&extensions), Some(&[]), Some(&[CredentialType::X509]))
     }
 
@@ -120,15 +184,42 @@ impl TestClient {
         builder
     }
 
+    /// A KeyPackage message whose leaf has these capabilities.
+    pub(crate) fn key_package_with(&self, capabilities: Capabilities) -> KeyPackage {
+        let builder = self.key_package_builder(Some(&self.queue()), false).leaf_node_capabilities(capabilities);
+        let bundle = builder.build(SUITE, &self.provider, &TestSigner(&self.key), self.credential()).expect("a KeyPackage");
+        bundle.into_key_package()
+    }
+
+    /// GroupContext extensions: these external senders, this join policy (or any octets there) and these proposal types required.
+    pub(crate) fn context(senders: &[&[u8]], policy: Option<&[u8]>, required: &[ProposalType]) -> Extensions<GroupContext> {
+        let senders: Vec<Raw> = senders.iter().map(|sender| Raw(sender.to_vec())).collect();
+        let senders = Vec::<ExternalSender>::tls_deserialize_exact(encode(&List::from(senders))).expect("external senders");
+        let mut extensions = vec![Extension::ExternalSenders(senders)];
+        let kind = ExtensionType::Unknown(JOIN_POLICY_EXTENSION);
+        extensions.extend(policy.map(|octets| Extension::Unknown(JOIN_POLICY_EXTENSION, UnknownExtension(octets.to_vec()))));
+        let kinds = if policy.is_some() { vec![kind] } else { Vec::new() };
+        extensions.push(Extension::RequiredCapabilities(RequiredCapabilitiesExtension::new(&kinds, required, &[])));
+        Extensions::from_vec(extensions).expect("extensions")
+    }
+
     /// Makes the group and the request for it.
     pub(crate) fn create(&mut self, external_sender: &[u8]) -> ClientRequest {
-        let senders = Vec::<ExternalSender>::tls_deserialize_exact(encode(&List::from(vec![Raw(external_sender.to_vec())])));
-        let extension = Extension::ExternalSenders(senders.expect("external senders"));
+        self.create_with(Self::context(&[external_sender], None, &[]), Self::capabilities())
+    }
+
+    /// As [`Self::create`], with a join policy.
+    pub(crate) fn create_with_policy(&mut self, external_sender: &[u8], policy: JoinPolicy) -> ClientRequest {
+        self.create_with(Self::context(&[external_sender], Some(&[policy.to_octet()]), &[]), Self::capabilities())
+    }
+
+    /// As [`Self::create`], with any context and leaf.
+    pub(crate) fn create_with(&mut self, context: Extensions<GroupContext>, capabilities: Capabilities) -> ClientRequest {
         let config = MlsGroupCreateConfig::builder()
             .ciphersuite(SUITE)
             .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
-            .capabilities(Self::capabilities())
-            .with_group_context_extensions(Extensions::from_vec(vec![extension]).expect("extensions"))
+            .capabilities(capabilities)
+            .with_group_context_extensions(context)
             .build();
         let signer = TestSigner(&self.key);
         let id = GroupId::from_slice(&self.group_id);
@@ -152,6 +243,18 @@ impl TestClient {
         Content::new(&self.hub, RequestId::random(), UnixMillis::now(), Service::Ds(message)).sign(&self.key)
     }
 
+    /// A request of this client's user, signed by the user key.
+    pub(crate) fn as_user(&self, request: DsRequest) -> ClientRequest {
+        self.as_user_with(self.user_key_hash(), &self.chain[1], request)
+    }
+
+    /// As [`Self::as_user`], with any hash and certificate.
+    pub(crate) fn as_user_with(&self, hash: [u8; 32], certificate: &[u8], request: DsRequest) -> ClientRequest {
+        let sender_id = DsSenderId::UserKeyHash(hash.as_slice().into());
+        let message = DsMessage { sender_id, certificates: vec![certificate.into()].into(), request };
+        Content::new(&self.hub, RequestId::random(), UnixMillis::now(), Service::Ds(message)).sign(&self.user_key)
+    }
+
     pub(crate) fn leaf_index(&self) -> u32 {
         self.group().own_leaf_index().u32()
     }
@@ -170,22 +273,41 @@ impl TestClient {
 
     /// Builds a Commit without merging it.
     pub(crate) fn commit(&mut self, adds: &[KeyPackage], removes: &[u32], path: bool) -> TestCommit {
+        self.make(Plan { adds, removes, without_path: !path, ..Plan::default() })
+    }
+
+    /// Builds a Commit as planned, with what was proposed, without merging it.
+    pub(crate) fn make(&mut self, plan: Plan<'_>) -> TestCommit {
         let Self { provider, key, group, .. } = self;
-        let bundle = group
+        let mut leaf = LeafNodeParameters::builder();
+        if let Some(capabilities) = plan.capabilities {
+            leaf = leaf.with_capabilities(capabilities);
+        }
+        let mut builder = group
             .as_mut()
             .expect("a member")
             .commit_builder()
-            .force_self_update(path)
-            .propose_adds(adds.to_vec())
-            .propose_removals(removes.iter().map(|index| LeafNodeIndex::new(*index)))
-            .load_psks(provider.storage())
-            .expect("no PSKs")
-            .use_ratchet_tree_extension(false)
-            .create_group_info(true)
-            .build(provider.rand(), provider.crypto(), &TestSigner(key), |_| true)
-            .expect("a Commit")
-            .stage_commit(provider)
-            .expect("a staged Commit");
+            .consume_proposal_store(!plan.without_proposed)
+            .force_self_update(!plan.without_path)
+            .leaf_node_parameters(leaf.build())
+            .propose_adds(plan.adds.to_vec())
+            .propose_removals(plan.removes.iter().map(|index| LeafNodeIndex::new(*index)))
+            .add_proposals(plan.proposals);
+        if let Some(context) = plan.context {
+            builder = builder.propose_group_context_extensions(context).expect("extensions of a context");
+        }
+        let builder =
+            builder.load_psks(provider.storage()).expect("no PSKs").use_ratchet_tree_extension(false).create_group_info(true);
+        let signer = TestSigner(key);
+        let built = match plan.leaf_of {
+            None => builder.build(provider.rand(), provider.crypto(), &signer, |_| true),
+            Some(other) => {
+                let new = TestSigner(&other.key);
+                let new = NewSignerBundle { signer: &new, credential_with_key: other.credential() };
+                builder.build_with_new_signer(provider.rand(), provider.crypto(), &signer, new, |_| true)
+            }
+        };
+        let bundle = built.expect("a Commit").stage_commit(provider).expect("a staged Commit");
         let (commit, welcome, info) = bundle.into_messages();
         TestCommit {
             update: GroupUpdate {
@@ -194,6 +316,105 @@ impl TestClient {
             },
             welcome: welcome.map(|welcome| welcome.to_bytes().expect("encodes")),
         }
+    }
+
+    /// A Commit in a request of one of the types that carry nothing else, as this leaf.
+    pub(crate) fn with_commit(&self, kind: fn(GroupCommit) -> DsRequest, commit: &TestCommit) -> ClientRequest {
+        self.as_leaf(kind(GroupCommit { group_id: self.group_id(), group_update: commit.update.clone() }))
+    }
+
+    /// An external Commit with the tree and GroupInfo of the group. Removes the leaf with this client's key, if there is one. It is
+    /// this client's state from now on.
+    pub(crate) fn external_commit(&mut self, tree: &[u8], group_info: &[u8]) -> GroupUpdate {
+        self.external_commit_with(tree, group_info, Self::capabilities())
+    }
+
+    /// As [`Self::external_commit`], with a leaf of these capabilities.
+    pub(crate) fn external_commit_with(&mut self, tree: &[u8], group_info: &[u8], capabilities: Capabilities) -> GroupUpdate {
+        let message = MlsMessageIn::tls_deserialize_exact(group_info).expect("decodes");
+        let MlsMessageBodyIn::GroupInfo(info) = message.extract() else { unreachable!("a GroupInfo") };
+        let tree = RatchetTreeIn::tls_deserialize_exact(tree).expect("a tree");
+        let config = MlsGroupJoinConfig::builder().wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY).build();
+        // A state of the same group from before makes room.
+        self.provider = OpenMlsRustCrypto::default();
+        let (group, bundle) = MlsGroup::external_commit_builder()
+            .with_ratchet_tree(tree)
+            .with_config(config)
+            .build_group(&self.provider, info, self.credential())
+            .expect("a group")
+            .leaf_node_parameters(LeafNodeParameters::builder().with_capabilities(capabilities).build())
+            .load_psks(self.provider.storage())
+            .expect("no PSKs")
+            .use_ratchet_tree_extension(false)
+            .create_group_info(true)
+            .build(self.provider.rand(), self.provider.crypto(), &TestSigner(&self.key), |_| true)
+            .expect("an external Commit")
+            .finalize(&self.provider)
+            .expect("finalized");
+        let (commit, _, info) = bundle.into_messages();
+        self.group = Some(group);
+        GroupUpdate {
+            commit: commit.to_bytes().expect("encodes").into(),
+            group_info: info.expect("a GroupInfo").to_bytes().expect("encodes").into(),
+        }
+    }
+
+    /// The body of a request with an external Commit.
+    pub(crate) fn joining(&self, group_update: GroupUpdate) -> GroupJoin {
+        GroupJoin { group_id: self.group_id(), group_update, client_queue_config: self.queue() }
+    }
+
+    /// The MLSMessage of an Update of this client's leaf, perhaps with another client's key and credential.
+    pub(crate) fn proposed_update(&mut self, leaf_of: Option<&TestClient>, capabilities: Capabilities) -> Vec<u8> {
+        let Self { provider, key, group, .. } = self;
+        let group = group.as_mut().expect("a member");
+        let leaf = LeafNodeParameters::builder().with_capabilities(capabilities).build();
+        let signer = TestSigner(key);
+        let (message, _) = match leaf_of {
+            None => group.propose_self_update(provider, &signer, leaf).expect("a proposal"),
+            Some(other) => {
+                let new = TestSigner(&other.key);
+                let new = NewSignerBundle { signer: &new, credential_with_key: other.credential() };
+                group.propose_self_update_with_new_signer(provider, &signer, new, leaf).expect("a proposal")
+            }
+        };
+        message.to_bytes().expect("encodes")
+    }
+
+    /// The MLSMessage of a standalone Remove.
+    pub(crate) fn proposed_remove(&mut self, leaf_index: u32) -> Vec<u8> {
+        let Self { provider, key, group, .. } = self;
+        let group = group.as_mut().expect("a member");
+        let proposed = group.propose_remove_member(provider, &TestSigner(key), LeafNodeIndex::new(leaf_index));
+        proposed.expect("a proposal").0.to_bytes().expect("encodes")
+    }
+
+    /// A propose with these proposals, as this leaf.
+    pub(crate) fn propose(&self, proposals: Vec<Vec<u8>>) -> ClientRequest {
+        let proposals = proposals.into_iter().map(Opaque::from).collect();
+        self.as_leaf(DsRequest::Propose(crate::wire::ds::Propose { group_id: self.group_id(), proposals }))
+    }
+
+    /// Keeps a proposal of another member or of the DS for the next Commit.
+    pub(crate) fn learn(&mut self, proposal: &[u8]) {
+        let Self { provider, group, .. } = self;
+        let group = group.as_mut().expect("a member");
+        let message = MlsMessageIn::tls_deserialize_exact(proposal).expect("decodes");
+        let message = message.try_into_protocol_message().expect("a handshake");
+        let processed = group.process_message(provider, message).expect("valid for members, too");
+        let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else { unreachable!("a proposal") };
+        group.store_pending_proposal(provider.storage(), *queued).expect("kept");
+    }
+
+    /// An encoded ExternalSender with this client's key.
+    pub(crate) fn external_sender(&self) -> Vec<u8> {
+        super::external_sender::encode_external_sender(self.key.public(), &self.chain).expect("encodes")
+    }
+
+    /// Forgets what was proposed.
+    pub(crate) fn forget_proposals(&mut self) {
+        let Self { provider, group, .. } = self;
+        group.as_mut().expect("a member").clear_pending_proposals(provider.storage()).expect("cleared");
     }
 
     pub(crate) fn add(&mut self, adds: &[KeyPackage]) -> ClientRequest {

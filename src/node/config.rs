@@ -245,6 +245,28 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_shows_every_limit_with_its_default() {
+        let (before, limits) = SAMPLE.split_once("# [limits]\n").expect("the sample shows the limits");
+        let uncommented: Vec<&str> = limits.lines().map(|line| line.strip_prefix("# ").expect("a commented line")).collect();
+        let text = format!("{before}[limits]\n{}\n", uncommented.join("\n"));
+        assert_eq!(Config::parse(&text).expect("valid without the comment signs").limits, Limits::default());
+        let shown: Vec<&str> = uncommented.iter().filter_map(|line| Some(line.split_once(" = ")?.0)).collect();
+        let all = toml::Value::try_from(Limits::default()).expect("a table");
+        let all: std::collections::BTreeSet<&str> = all.as_table().expect("a table").keys().map(String::as_str).collect();
+        assert_eq!(shown.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
+        assert_eq!(shown.len(), all.len(), "none twice");
+    }
+
+    #[test]
+    fn a_limit_that_cannot_work_is_a_sentence_with_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("node.toml");
+        std::fs::write(&path, format!("{SAMPLE}\n[limits]\nrequests_per_group_per_second_max = 0\n")).expect("written");
+        let fault = Config::load(&path).expect_err("refused").to_string();
+        assert!(fault.contains("node.toml") && fault.contains("requests_per_group_per_second_max is 0"), "{fault}");
+    }
+
+    #[test]
     fn every_sample_is_read_and_written_back() {
         let samples = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/configs")).expect("the samples");
         let mut seen = 0;

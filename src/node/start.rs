@@ -56,6 +56,7 @@ impl Node {
         tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
         tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
+        tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
         tasks.spawn(reload::run(reloader.clone(), stopping));
         let node = Self { service, federation, client, tls: reloader, shutdown, tasks };
         tracing::info!(
@@ -123,6 +124,9 @@ async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) 
         if stop {
             return;
         }
+        if let Err(fault) = service.keep_queues(UnixMillis::now()).await {
+            tracing::error!("queues could not be looked after: {fault}");
+        }
         loop {
             let forget = ForgetAnswers { now: UnixMillis::now(), limit: FORGET_AT_ONCE_MAX };
             match service.storage().write(forget).await {
@@ -133,6 +137,20 @@ async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) 
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Has leaves removed that were silent for too long, and deleted groups forgotten.
+async fn look_after_groups(service: Arc<Service>, mut stopping: watch::Receiver<bool>) {
+    let mut interval = tokio::time::interval(service.look_after_groups_interval());
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            _ = stopping.wait_for(|stop| *stop) => return,
+        }
+        if let Err(fault) = service.look_after_groups(UnixMillis::now()).await {
+            tracing::error!("groups could not be looked after: {fault}");
         }
     }
 }

@@ -5,11 +5,13 @@ use hpke_rs_crypto::types::{AeadAlgorithm, KdfAlgorithm, KemAlgorithm};
 use hpke_rs_rust_crypto::HpkeRustCrypto;
 
 use crate::base::fault::{Context as _, Fault};
-use crate::base::limits::QUEUE_INFORMATION_BYTES_MAX;
+use crate::base::ids::QueueId;
+use crate::base::limits::{INVITE_LIFETIME_MAX, QUEUE_INFORMATION_BYTES_MAX};
+use crate::base::rule::{answer, on};
 use crate::base::secret::Secret;
 use crate::base::{Domain, UnixMillis};
 use crate::wire::info::QsKey;
-use crate::wire::qs::{QueueBinding, QueueInformation, SealedQueueInformation};
+use crate::wire::qs::{Invite, QueueBinding, QueueInformation, SealedQueueInformation};
 use crate::wire::{Opaque, decode};
 
 /// HPKE `info` of a sealed queue information.
@@ -56,10 +58,19 @@ impl QsKeyPair {
     }
 }
 
-/// QS-001 (S14): a sealed queue information opens with one of the QS's keys; `None` when none of them opens it to a well-formed
-/// one.
+/// QS-001 (S14): a sealed queue information opens with one of the QS's keys to a well-formed one; `None` when none of them does
+/// that.
 /// Costs an HPKE decapsulation: callers keep the result.
 pub fn open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
+    let refused = || {
+        let anything =
+            || QueueInformation { queue_id: QueueId([0; 16]), generation: 0, binding: QueueBinding::Hub(Opaque::default()) };
+        answer("QS-001", None, Some(anything()))
+    };
+    try_open(keys, sealed).map_or_else(refused, Some)
+}
+
+fn try_open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
     if sealed.len() > QUEUE_INFORMATION_BYTES_MAX {
         return None;
     }
@@ -70,13 +81,19 @@ pub fn open(keys: &[QsKeyPair], sealed: &[u8]) -> Option<QueueInformation> {
     decode(&plain).ok()
 }
 
-/// QS-002 (X3): whether the authenticated `hub` may use this queue information `now`: it is the hub that it is bound to, or it
-/// is an invitation that has not expired. Binding an invite id to the first hub that uses it is a later part.
+/// QS-002 (X3): it is bound to the authenticated hub, or to an invite that has not expired, and does at last. Which group an
+/// invite serves is decided with what it served before, see [`super::invites`].
 pub fn may_be_used_by(information: &QueueInformation, hub: &Domain, now: UnixMillis) -> bool {
-    match &information.binding {
+    let is_meant = match &information.binding {
         QueueBinding::Hub(bound) => bound[..] == *hub.as_bytes(),
-        QueueBinding::Invite(invite) => now.0 <= invite.expires_at_ms,
-    }
+        QueueBinding::Invite(invite) => invite_is_good(invite, now),
+    };
+    !on("QS-002") || is_meant
+}
+
+/// Whether an invite has not expired, and expires no later than a KeyPackage can.
+pub fn invite_is_good(invite: &Invite, now: UnixMillis) -> bool {
+    now.0 <= invite.expires_at_ms && invite.expires_at_ms <= now.plus(INVITE_LIFETIME_MAX).0
 }
 
 #[cfg(test)]
@@ -84,9 +101,8 @@ mod tests {
     use hpke_rs::HpkePublicKey;
 
     use super::*;
-    use crate::base::ids::{InviteId, QueueId};
+    use crate::base::ids::InviteId;
     use crate::wire::encode;
-    use crate::wire::qs::Invite;
 
     fn seal(key: &QsKeyPair, info: &[u8], information: &QueueInformation) -> Vec<u8> {
         let public_key = HpkePublicKey::new(key.public_key.clone());
@@ -95,6 +111,7 @@ mod tests {
         encode(&SealedQueueInformation { key_id: key.key_id, kem_output: kem_output.into(), ciphertext: ciphertext.into() })
     }
 
+    // covers QS-001, QS-002
     #[test]
     fn only_the_right_key_and_info_open_it_and_only_the_bound_hub_may_use_it() {
         let (key, other) = (QsKeyPair::generate(1).expect("a key"), QsKeyPair::generate(1).expect("a key"));
@@ -120,5 +137,8 @@ mod tests {
         };
         assert!(may_be_used_by(&invite(1_000), &hub("b.test"), now));
         assert!(!may_be_used_by(&invite(999), &hub("b.test"), now), "expired");
+        let latest = now.plus(INVITE_LIFETIME_MAX).0;
+        assert!(may_be_used_by(&invite(latest), &hub("b.test"), now));
+        assert!(!may_be_used_by(&invite(latest + 1), &hub("b.test"), now), "for longer than a KeyPackage lives");
     }
 }

@@ -1,31 +1,21 @@
 //! Delivery Service requests: load what the decision needs, decide, store, wake.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
-use super::groups::{HotGroup, HotTree};
-use super::recipients::Wake;
+use super::groups::{HeldGroup, HotGroup, HotTree};
+use super::recipients::{Addressed, Wake};
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
-use crate::base::{Context as _, Domain, GroupUri, UnixMillis};
-use crate::ds::{self, Authenticated, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
+use crate::base::rule::{answer, on};
+use crate::base::{Context as _, Domain, GroupUri, UnixMillis, UserUri};
+use crate::ds::{self, Decision, GroupState, Hub, Outcome, Refusal, Sender, StateChange};
 use crate::mls::StagedUpdate;
-use crate::storage::answers::RequestKey;
-use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
+use crate::storage::answers::{RequestKey, StoredAnswer};
+use crate::storage::groups::{AcceptRequest, Acceptance, GroupChange, MemberRow, WriteSnapshot};
 use crate::wire::ds::{CreateGroup, DsMessage, DsRequest};
 use crate::wire::reply::GroupState as GroupStateReply;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
-
-/// What a decision came to.
-enum Decided {
-    /// To be written.
-    Outcome(Box<Outcome>),
-    /// To be written, and merged into the tree afterwards.
-    Commit(Box<ds::commit::Accepted>),
-    /// Nothing to write: the tree of this epoch is the answer.
-    TreeOf(u64),
-}
 
 /// How one try ended that did not fail.
 enum Tried {
@@ -46,22 +36,14 @@ impl Service {
         for _ in 0..DECISIONS_MAX {
             let tried = match &message.request {
                 DsRequest::CreateGroup(body) => self.try_create(request, message, body, through).await?,
-                DsRequest::AddUsers(_)
-                | DsRequest::RemoveUsers(_)
-                | DsRequest::UpdateClient(_)
-                | DsRequest::SendMessage(_)
-                | DsRequest::UpdateQueueInfo(_)
-                | DsRequest::WelcomeInfo(_) => self.try_existing(request, message, through).await?,
-                _ => return Err(ErrorCode::Unsupported.into()),
+                DsRequest::ListGroups => self.try_list(request, message, through).await?,
+                _ => self.try_existing(request, message, through).await?,
             };
             match tried {
                 Tried::Answered(response) => return Ok(response),
                 Tried::NeedsRoots(domains) => self.fetch_domains(&domains).await?,
-                Tried::Conflict => {
-                    // Somebody else wrote: what is in memory is old.
-                    let uri = self.group_of(message)?;
-                    self.groups.slot(&uri).lock().await.forget();
-                }
+                // Somebody else wrote: what is in memory is old.
+                Tried::Conflict => self.groups.slot(&self.group_of(message)?).lock().await.forget(),
             }
         }
         Err(crate::base::Fault::new("a request could not be decided: its group or the roots it needs keep changing").into())
@@ -87,22 +69,24 @@ impl Service {
             Ok(created) => created,
             Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
             Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
         };
+        // DS-203: a client asks about groups so often and no more.
+        if on("DS-203") {
+            self.rates.count_client(&created.sender_key, now)?;
+        }
         let key = RequestKey::new(&created.sender_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(Tried::Answered(response));
         }
         Self::check_time(&request.content, now)?;
-        let slot = self.groups.slot(&created.uri);
-        let mut group = slot.lock_owned().await;
+        let mut group = self.groups.slot(&created.uri).lock().await;
         let change = created.outcome.change.context("a new group has no state")?;
         let response = Self::encode_reply(created.outcome.reply);
         let mut write = group_change(&change)?;
         write.snapshot = Some((0, created.snapshot));
         let accept = AcceptRequest {
-            key,
-            response: response.clone(),
-            answer_expires_at: Self::answer_expiry(now),
+            answer: Some(StoredAnswer { key, response: response.clone(), expires_at: Self::answer_expiry(now) }),
             group_id: created.uri.to_string(),
             revision: None,
             change: Some(write),
@@ -117,12 +101,37 @@ impl Service {
             }
             Ok(Acceptance::Known(known)) => Self::answer_known(known, now).map(Tried::Answered),
             // DS-036 (S6): the group id is unused.
-            Ok(Acceptance::Conflict) => Err(ErrorCode::InvalidGroupId.into()),
+            Ok(Acceptance::Conflict) => Err(answer("DS-036", ErrorCode::InvalidGroupId, ErrorCode::Internal).into()),
             Err(fault) => {
                 group.forget();
                 Err(fault.into())
             }
         }
+    }
+
+    /// list_groups: the groups of this hub that a user is in (X6).
+    async fn try_list(
+        self: &Arc<Self>,
+        request: &ClientRequest,
+        message: &DsMessage,
+        through: &Domain,
+    ) -> Result<Tried, Failure> {
+        let now = UnixMillis::now();
+        let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
+        let user = match ds::sender::authenticate_user(&self.hub(now, &roots, &revoked), request, message, through) {
+            Ok(user) => user,
+            Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
+            Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
+        };
+        // DS-203: a client asks about groups so often and no more.
+        if on("DS-203") {
+            self.rates.count_client(&user.key, now)?;
+        }
+        Self::check_time(&request.content, now)?;
+        let groups = self.storage.groups_of_user(&user.user, self.limits.groups_per_user_max).await?;
+        let groups = groups.into_iter().map(|group| Opaque::from(group.into_bytes())).collect();
+        Ok(Tried::Answered(Self::encode_reply(Reply::Groups(groups))))
     }
 
     async fn try_existing(
@@ -132,20 +141,30 @@ impl Service {
         through: &Domain,
     ) -> Result<Tried, Failure> {
         let uri = self.group_of(message)?;
-        let mut group = self.groups.slot(&uri).lock_owned().await;
+        let mut group = self.groups.slot(&uri).lock().await;
         let now = UnixMillis::now();
+        let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
+        let hub = self.hub(now, &roots, &revoked);
         let Some(state) = group.state(&self.storage, &uri).await? else {
-            self.groups.release(&uri);
             // DS-013: this hub has such a group.
-            return Err(ErrorCode::UnknownGroup.into());
+            return Err(answer("DS-013", ErrorCode::UnknownGroup, ErrorCode::Internal).into());
         };
-        let sender = ds::sender::authenticate(state, request, message, through)?;
+        let sender = match ds::sender::authenticate(&hub, state, request, message, through) {
+            Ok(sender) => sender,
+            Err(Refusal::NeedsRoots(domains)) => return Ok(Tried::NeedsRoots(domains)),
+            Err(Refusal::Rejected(rejection)) => return Err(rejection.into()),
+            Err(Refusal::Failed(fault)) => return Err(fault.into()),
+        };
+        // DS-203: a client asks about groups so often and no more.
+        if on("DS-203") {
+            self.rates.count_client(sender.key(), now)?;
+        }
+        // DS-204: a group is asked about so often and no more.
+        if on("DS-204") {
+            self.rates.count_group(&uri, now)?;
+        }
         let key = RequestKey::new(sender.key(), request.content.request_id, request.content.digest());
-        let decision = match &sender {
-            Sender::Member(sender) => self.decide(&mut group, &uri, sender, request, message, now).await,
-            Sender::Former { refused, .. } => Err((*refused).into()),
-        };
-        let decided = match decision {
+        let decided = match self.decide(&hub, &mut group, &uri, &sender, request, message).await {
             Ok(decided) => decided,
             Err(refusal) => {
                 // A repeat of an accepted request is decided on a state that it has changed itself: its stored answer counts.
@@ -159,9 +178,10 @@ impl Service {
             }
         };
         match decided {
-            Decided::TreeOf(epoch) => self.tree_reply(&group, &uri, epoch).await.map(Tried::Answered),
-            Decided::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
-            Decided::Commit(accepted) => {
+            Decision::WelcomeInfo { epoch } => self.welcome_info(&group, &uri, epoch).await.map(Tried::Answered),
+            Decision::ExternalCommitInfo => self.external_commit_info(&mut group, &uri).await.map(Tried::Answered),
+            Decision::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
+            Decision::Commit(accepted) => {
                 let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await
             }
@@ -170,42 +190,55 @@ impl Service {
 
     async fn decide(
         &self,
+        hub: &Hub<'_>,
         group: &mut HotGroup,
         uri: &GroupUri,
-        sender: &Authenticated,
+        sender: &Sender,
         request: &ClientRequest,
         message: &DsMessage,
-        now: UnixMillis,
-    ) -> Result<Decided, Undecided> {
-        Self::check_time(&request.content, now)?;
-        let kind = match &message.request {
-            DsRequest::AddUsers(body) => Some((ds::commit::Kind::AddUsers(&body.welcomes), &body.group_update)),
-            DsRequest::RemoveUsers(body) => Some((ds::commit::Kind::RemoveUsers, &body.group_update)),
-            DsRequest::UpdateClient(body) => Some((ds::commit::Kind::UpdateClient, &body.group_update)),
-            _ => None,
-        };
-        // A Commit for another epoch is told so before the tree is loaded.
-        if let (Some((_, update)), Some(state)) = (&kind, &group.state) {
-            ds::commit::check_frame(state, update)?;
+    ) -> Result<Decision, Undecided> {
+        Self::check_time(&request.content, hub.now)?;
+        if let Some(state) = &group.state {
+            ds::check_without_tree(hub, state, &message.request)?;
+        }
+        if ds::needs_tree(&message.request) {
             group.load_tree(&self.storage, uri).await?;
         }
-        let state = group.state.as_ref().context("a loaded group has no state")?;
-        let roots = self.directory.roots();
-        let revoked = self.directory.revoked();
-        let hub = self.hub(now, &roots, &revoked);
-        if let Some((kind, update)) = kind {
-            let tree = &group.tree.as_ref().context("a loaded group has no tree")?.tree;
-            return Ok(Decided::Commit(Box::new(ds::commit::decide(&hub, state, tree, sender, kind, update)?)));
-        }
-        Ok(match &message.request {
-            DsRequest::SendMessage(body) => Decided::Outcome(Box::new(ds::message::decide(&hub, state, sender, body)?)),
-            DsRequest::UpdateQueueInfo(body) => Decided::Outcome(Box::new(ds::queue_info::decide(state, sender, body)?)),
-            DsRequest::WelcomeInfo(body) => Decided::TreeOf(ds::join::decide(state, sender, message, body)?),
-            _ => return Err(ErrorCode::Unsupported.into()),
-        })
+        let HotGroup { state, tree } = group;
+        let state = state.as_ref().context("a loaded group has no state")?;
+        let decision = ds::decide(hub, state, tree.as_mut().map(|hot| &mut hot.tree), sender, message)?;
+        self.check_groups_per_user(state, &decision).await?;
+        self.check_external_commits(hub, state, &decision)?;
+        Ok(decision)
     }
 
-    fn hub<'a>(
+    /// DS-205 (R4): a user makes so many external Commits to a group and no more.
+    fn check_external_commits(&self, hub: &Hub<'_>, state: &GroupState, decision: &Decision) -> Result<(), Rejection> {
+        let Decision::Commit(accepted) = decision else { return Ok(()) };
+        let Some((joined, _)) = &accepted.update.changes.joined else { return Ok(()) };
+        let set = accepted.outcome.change.iter().flat_map(|change| &change.set);
+        for (_, member) in set.filter(|(leaf_index, _)| on("DS-205") && leaf_index == joined) {
+            self.rates.count_external_commit(&state.uri, member.client.user(), hub.now)?;
+        }
+        Ok(())
+    }
+
+    /// DS-200: a user is in at most so many groups of this hub.
+    async fn check_groups_per_user(&self, state: &GroupState, decision: &Decision) -> Result<(), Failure> {
+        let Decision::Commit(accepted) = decision else { return Ok(()) };
+        let set = accepted.outcome.change.iter().flat_map(|change| &change.set);
+        let new_users: BTreeSet<&UserUri> =
+            set.map(|(_, member)| member.client.user()).filter(|user| !state.has_user(user)).collect();
+        for user in new_users {
+            let groups = self.storage.count_groups_of_user(user).await?;
+            if on("DS-200") && groups >= self.limits.groups_per_user_max as u64 {
+                return Err(ErrorCode::TooLarge.into());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn hub<'a>(
         &'a self,
         now: UnixMillis,
         roots: &'a std::collections::HashMap<Domain, Arc<crate::identity::AsRoots>>,
@@ -226,7 +259,7 @@ impl Service {
     /// outcome that leaves the state alone gives the lock back as soon as its place in the writer's queue is taken.
     async fn accept(
         self: &Arc<Self>,
-        group: OwnedMutexGuard<HotGroup>,
+        group: HeldGroup,
         key: RequestKey,
         outcome: Outcome,
         update: Option<StagedUpdate>,
@@ -238,12 +271,10 @@ impl Service {
         if let (Some(change), Some(update)) = (&mut change, &update) {
             change.log = Some((update.epoch, update.record.clone()));
         }
-        let deliveries: Vec<_> = outcome.fan_out.iter().map(|fan_out| self.delivery_write(fan_out, now)).collect();
+        let (deliveries, addressed) = self.deliveries(&outcome.fan_out, now);
         let wakes: Vec<Wake> = deliveries.iter().map(Wake::of).collect();
         let accept = AcceptRequest {
-            key,
-            response: response.clone(),
-            answer_expires_at: Self::answer_expiry(now),
+            answer: Some(StoredAnswer { key, response: response.clone(), expires_at: Self::answer_expiry(now) }),
             group_id: state.uri.to_string(),
             revision: Some(state.revision),
             change,
@@ -261,7 +292,10 @@ impl Service {
                 }
             };
             let acceptance = written.await;
-            service.finish(group, update, acceptance, &wakes, now).await.map(|tried| tried.unwrap_or(Tried::Answered(response)))
+            service
+                .finish(group, update, acceptance, &wakes, addressed, now)
+                .await
+                .map(|tried| tried.unwrap_or(Tried::Answered(response)))
         });
         finish.await.context("a request's last step ended badly")?
     }
@@ -269,15 +303,17 @@ impl Service {
     /// After the write: memory follows the disk, and whoever waits is woken. `None` when all is well.
     async fn finish(
         self: &Arc<Self>,
-        group: Option<(OwnedMutexGuard<HotGroup>, StateChange)>,
+        group: Option<(HeldGroup, StateChange)>,
         update: Option<StagedUpdate>,
         acceptance: Result<Acceptance, crate::base::Fault>,
         wakes: &[Wake],
+        addressed: Addressed,
         now: UnixMillis,
     ) -> Result<Option<Tried>, Failure> {
         let undone = match acceptance {
-            Ok(Acceptance::Written(_)) => {
+            Ok(Acceptance::Written(taken)) => {
                 self.wake_recipients(wakes);
+                self.rejections.report(addressed.rejected(&taken));
                 if let Some((mut group, change)) = group {
                     self.apply(&mut group, change, update).await;
                 }
@@ -299,7 +335,7 @@ impl Service {
     }
 
     /// Memory follows the disk. Whatever fails here, the request itself was accepted.
-    async fn apply(self: &Arc<Self>, group: &mut HotGroup, change: StateChange, update: Option<StagedUpdate>) {
+    pub(super) async fn apply(self: &Arc<Self>, group: &mut HotGroup, change: StateChange, update: Option<StagedUpdate>) {
         match apply_in_memory(group, change, update) {
             // A snapshot only makes the log shorter: nothing waits for it, and the writer reports a failure.
             Ok(Some(snapshot)) => drop(self.storage.queue_write(snapshot).await),
@@ -311,17 +347,29 @@ impl Service {
         }
     }
 
-    /// The tree of `epoch`, from memory when it is the current one.
-    async fn tree_reply(&self, group: &HotGroup, uri: &GroupUri, epoch: u64) -> Result<Vec<u8>, Failure> {
+    /// The tree of `epoch` for the joiner whose Welcome begins it, from memory when it is the current one.
+    async fn welcome_info(&self, group: &HotGroup, uri: &GroupUri, epoch: u64) -> Result<Vec<u8>, Failure> {
         let ratchet_tree = match &group.tree {
             Some(hot) if hot.tree.epoch() == epoch => hot.tree.ratchet_tree()?,
             _ => self.storage.group_tree(uri, epoch).await?.0.ratchet_tree()?,
         };
+        // The Welcome carries the GroupInfo, and the members' proposals of now are not of that epoch.
+        let (group_info, proposals) = (Opaque::default(), List::default());
+        let reply = GroupStateReply { epoch, ratchet_tree: ratchet_tree.into(), group_info, proposals };
+        Ok(Self::encode_reply(Reply::GroupState(reply)))
+    }
+
+    /// What an external Commit is made from: everything of the current epoch.
+    async fn external_commit_info(&self, group: &mut HotGroup, uri: &GroupUri) -> Result<Vec<u8>, Failure> {
+        group.load_tree(&self.storage, uri).await?;
+        let state = group.state.as_ref().context("a loaded group has no state")?;
+        let tree = group.tree.as_ref().context("a loaded group has no tree")?;
+        let group_info = self.storage.group_info(uri).await?.context("a group has no GroupInfo")?;
         let reply = GroupStateReply {
-            epoch,
-            ratchet_tree: ratchet_tree.into(),
-            group_info: Opaque::default(),
-            proposals: List::default(),
+            epoch: state.head.epoch,
+            ratchet_tree: tree.tree.ratchet_tree()?.into(),
+            group_info: group_info.into(),
+            proposals: state.head.proposal_messages(),
         };
         Ok(Self::encode_reply(Reply::GroupState(reply)))
     }
@@ -338,6 +386,7 @@ impl From<Refusal> for Undecided {
         match refusal {
             Refusal::Rejected(rejection) => Self::Failed(rejection.into()),
             Refusal::NeedsRoots(domains) => Self::NeedsRoots(domains),
+            Refusal::Failed(fault) => Self::Failed(fault.into()),
         }
     }
 }
@@ -349,8 +398,8 @@ impl<T: Into<Failure>> From<T> for Undecided {
 }
 
 /// A state change as records.
-fn group_change(change: &StateChange) -> Result<GroupChange, crate::base::Fault> {
-    let set = change.set.iter().map(|(leaf_index, member)| Ok((*leaf_index, member.to_record()?)));
+pub(super) fn group_change(change: &StateChange) -> Result<GroupChange, crate::base::Fault> {
+    let set = change.set.iter().map(|(leaf_index, member)| Ok((*leaf_index, MemberRow::of(member)?)));
     Ok(GroupChange {
         head: change.head.to_record()?,
         group_info: change.group_info.clone(),
@@ -358,6 +407,7 @@ fn group_change(change: &StateChange) -> Result<GroupChange, crate::base::Fault>
         removed: change.removed.clone(),
         log: None,
         snapshot: None,
+        closed_at: change.head.closed_at_ms.map(UnixMillis),
     })
 }
 

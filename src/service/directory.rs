@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
+use super::credential_status::known_at_start;
 use super::{Failure, NodeKeys, Service};
 use crate::base::limits::{AS_ROOTS_MAX, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
@@ -24,6 +25,7 @@ pub(super) struct Directory {
     infos: Mutex<HashMap<Domain, DomainInfo>>,
     roots: ArcSwap<HashMap<Domain, Arc<AsRoots>>>,
     revoked: ArcSwap<HashMap<Domain, Arc<RevokedKeys>>>,
+    statuses: Mutex<HashMap<Domain, KnownStatus>>,
 }
 
 impl Directory {
@@ -43,7 +45,20 @@ impl Directory {
             roots.insert(pinned.clone(), Arc::new(as_roots(&pinned, &info)?));
             infos.insert(pinned, info);
         }
-        Ok(Self { own, infos: Mutex::new(infos), roots: ArcSwap::from_pointee(roots), revoked: ArcSwap::default() })
+        let (mut revoked, mut statuses) = (HashMap::new(), HashMap::new());
+        for (of, version, keys) in known_at_start(storage.statuses().await?)? {
+            statuses.insert(of.clone(), KnownStatus { version, good_until: keys.good_until() });
+            revoked.insert(of, Arc::new(keys));
+        }
+        let (_, own_revoked) = storage.revoked_keys().await?;
+        revoked.insert(domain.clone(), Arc::new(RevokedKeys::new(own_revoked, UnixMillis(u64::MAX))));
+        Ok(Self {
+            own,
+            infos: Mutex::new(infos),
+            roots: ArcSwap::from_pointee(roots),
+            revoked: ArcSwap::from_pointee(revoked),
+            statuses: Mutex::new(statuses),
+        })
     }
 
     /// The AS roots that are pinned so far.
@@ -54,6 +69,38 @@ impl Directory {
     /// The keys that are known to be revoked (X1).
     pub(super) fn revoked(&self) -> Arc<HashMap<Domain, Arc<RevokedKeys>>> {
         self.revoked.load_full()
+    }
+
+    /// Which list of a domain's is known.
+    pub(super) fn known_status(&self, domain: &Domain) -> Option<KnownStatus> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).get(domain).copied()
+    }
+
+    /// From now on decisions know this list of `domain`'s, unless a newer one is known.
+    pub(super) fn know_status(&self, domain: &Domain, version: u64, keys: RevokedKeys) {
+        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        if statuses.get(domain).is_some_and(|known| known.version > version) {
+            return;
+        }
+        statuses.insert(domain.clone(), KnownStatus { version, good_until: keys.good_until() });
+        self.set_revoked(domain, keys);
+    }
+
+    /// The list of `domain` that is known is used for longer than it is good for.
+    pub(super) fn use_stale_status(&self, domain: &Domain, until: UnixMillis) {
+        let _statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.revoked().get(domain) {
+            self.set_revoked(domain, known.good_for(until));
+        }
+    }
+
+    fn set_revoked(&self, domain: &Domain, keys: RevokedKeys) {
+        let keys = Arc::new(keys);
+        self.revoked.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(domain.clone(), keys.clone());
+            known
+        });
     }
 
     /// Our own information, with the time.
@@ -81,8 +128,17 @@ impl Directory {
     }
 }
 
+/// Which list of revoked keys a domain gave last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KnownStatus {
+    /// Its version.
+    pub(super) version: u64,
+    /// How long it was good for.
+    pub(super) good_until: UnixMillis,
+}
+
 /// The other domain's fault: our client learns that it cannot be dealt with, our operator why.
-fn not_understood(domain: &Domain, why: &str) -> Failure {
+pub(super) fn not_understood(domain: &Domain, why: &str) -> Failure {
     tracing::warn!(%domain, "a domain's information is of no use: {why}");
     Rejection::unreachable(UnreachableReason::Denied, Sent::NotSent).into()
 }
@@ -103,7 +159,7 @@ impl Service {
         if domain == self.domain {
             return Ok(Reply::DomainInfo(self.directory.own(now)));
         }
-        self.fetch_domain(&domain).await?;
+        self.fetch_roots(&domain).await?;
         let info = self.directory.pinned(&domain).context("a domain that was just pinned is not there")?;
         Ok(Reply::DomainInfo(DomainInfo { server_time_ms: now.0, ..info }))
     }
@@ -113,7 +169,8 @@ impl Service {
         self.directory.own(UnixMillis::now())
     }
 
-    /// Makes sure that the AS roots of these domains are pinned, asking the domains themselves where they are not.
+    /// Makes sure that the AS roots of these domains are pinned and that it is known which of their keys are revoked, asking the
+    /// domains themselves.
     pub(super) async fn fetch_domains(&self, domains: &[Domain]) -> Result<(), Failure> {
         if domains.len() > UNKNOWN_DOMAINS_MAX {
             return Err(ErrorCode::TooLarge.into());
@@ -134,7 +191,14 @@ impl Service {
         .await
     }
 
+    /// As [`Service::fetch_domains`], for one.
     async fn fetch_domain(&self, domain: &Domain) -> Result<(), Failure> {
+        self.fetch_roots(domain).await?;
+        self.fetch_status(domain).await
+    }
+
+    /// Makes sure that the AS roots of `domain` are pinned.
+    pub(super) async fn fetch_roots(&self, domain: &Domain) -> Result<(), Failure> {
         if *domain == self.domain || self.directory.roots().contains_key(domain) {
             return Ok(());
         }

@@ -1,12 +1,14 @@
 //! Publishing, counting and claiming KeyPackages (R7).
 
+use std::sync::{Mutex, PoisonError};
+
 use super::{Failure, Service};
 use crate::base::limits::KEY_PACKAGE_REMAINING_MIN;
-use crate::base::{Domain, UnixMillis};
+use crate::base::{Context as _, Domain, UnixMillis};
 use crate::identity::ClientIdentity;
-use crate::identity::chain::{claimed_client, validate_client_chain};
-use crate::mls::CIPHERSUITE;
-use crate::qs::key_packages::decide_publish;
+use crate::identity::revoked::key_hash;
+use crate::qs::claims::{ClaimCounts, authenticate, check_asked, claimed_chain, claimed_user};
+use crate::qs::key_packages::{Publication, check_queues};
 use crate::storage::answers::RequestKey;
 use crate::storage::key_packages::{ClaimKeyPackages, Claimed, PublishKeyPackages, Published};
 use crate::wire::keys::{
@@ -14,6 +16,10 @@ use crate::wire::keys::{
     PublishKeyPackages as PublishBody,
 };
 use crate::wire::{ClientRequest, ErrorCode, Reply};
+
+/// How many KeyPackages were claimed lately.
+#[derive(Default)]
+pub(super) struct Claims(Mutex<ClaimCounts>);
 
 impl Service {
     /// Answers a request about KeyPackages. `through`: the authenticated domain that the request came through.
@@ -24,20 +30,19 @@ impl Service {
         through: &Domain,
     ) -> Result<Vec<u8>, Failure> {
         let now = UnixMillis::now();
-        let asker = self.asker(message, through, now).await?;
-        // QS-030: signed by the key that the chain certifies.
-        if !request.is_signed_by(&asker.public_key) {
-            return Err(ErrorCode::BadSignature.into());
-        }
+        let chain = claimed_chain(message, through)?;
+        self.fetch_domains(std::slice::from_ref(through)).await?;
+        let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
+        let of_domain = (roots.get(through).map(AsRef::as_ref), revoked.get(through).map(AsRef::as_ref));
+        let asker = authenticate(request, &chain, of_domain.0, of_domain.1, now)?;
         let key = RequestKey::new(&asker.public_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(response);
         }
         Self::check_time(&request.content, now)?;
+        check_asked(&asker, &message.request, &self.domain)?;
         match &message.request {
-            KeysRequest::Claim(body) => self.claim(key, body, now).await,
-            // QS-031: one's own KeyPackages, at one's own node.
-            _ if *asker.client.domain() != self.domain => Err(ErrorCode::NotAuthorized.into()),
+            KeysRequest::Claim(body) => self.claim(key, &asker, body, now).await,
             KeysRequest::Publish(body) => self.publish(key, &asker, body, now).await,
             KeysRequest::Count => {
                 let usable_until = now.plus(KEY_PACKAGE_REMAINING_MIN);
@@ -51,20 +56,6 @@ impl Service {
         }
     }
 
-    /// QS-032 (R8): the asking client, of the domain that its request came through.
-    async fn asker(&self, message: &KeysMessage, through: &Domain, now: UnixMillis) -> Result<ClientIdentity, Failure> {
-        let chain: Vec<Vec<u8>> = message.certificates.iter().map(|certificate| certificate.to_vec()).collect();
-        let claimed = claimed_client(&chain).map_err(|_| ErrorCode::InvalidCredential)?;
-        // Compared first: only the authenticated domain itself makes us fetch its roots.
-        if claimed.domain() != through {
-            return Err(ErrorCode::NotAuthorized.into());
-        }
-        self.fetch_domains(std::slice::from_ref(through)).await?;
-        let roots = self.directory.roots();
-        let roots = roots.get(through).ok_or(ErrorCode::InvalidCredential)?;
-        Ok(validate_client_chain(&chain, roots, now).map_err(|_| ErrorCode::InvalidCredential)?)
-    }
-
     async fn publish(
         &self,
         key: RequestKey,
@@ -73,14 +64,24 @@ impl Service {
         now: UnixMillis,
     ) -> Result<Vec<u8>, Failure> {
         let roots = self.directory.roots();
-        let roots = roots.get(&self.domain).ok_or(ErrorCode::Internal)?;
-        let key_packages = decide_publish(publisher, body, &self.domain, roots, &self.limits, now)?;
+        let publication = Publication {
+            publisher,
+            domain: &self.domain,
+            roots: roots.get(&self.domain).context("our own AS roots are not known")?,
+            limits: &self.limits,
+            now,
+            open: &|information| self.open_information(information),
+        };
+        let key_packages = publication.decide(body)?;
+        let queues: Vec<_> = key_packages.iter().map(|key_package| key_package.invite.queue_id).collect();
+        check_queues(&key_packages, &publisher.client, &self.storage.queue_clients(&queues).await?)?;
         let response = Self::encode_reply(Reply::Done);
         let publish = PublishKeyPackages {
             key,
             response: response.clone(),
             answer_expires_at: Self::answer_expiry(now),
             client: publisher.client.clone(),
+            client_key_hash: key_hash(&publisher.public_key),
             key_packages,
             limit: self.limits.key_packages_per_client_max as u64,
             now,
@@ -88,31 +89,33 @@ impl Service {
         match self.storage.write(publish).await? {
             Published::Stored => Ok(response),
             Published::Known(known) => Self::answer_known(known, now),
-            // QS-010: at most so many per client, with those published before.
             Published::OverLimit => Err(ErrorCode::TooLarge.into()),
-            // QS-016 (R7): published once.
             Published::Repeated => Err(ErrorCode::InvalidKeyPackage.into()),
         }
     }
 
-    async fn claim(&self, key: RequestKey, body: &ClaimBody, now: UnixMillis) -> Result<Vec<u8>, Failure> {
-        let user = self.own_user(&body.user)?;
-        // QS-033: the one ciphersuite that KeyPackages are kept for.
-        if body.ciphersuite != CIPHERSUITE {
-            return Err(ErrorCode::Unsupported.into());
-        }
+    async fn claim(
+        &self,
+        key: RequestKey,
+        asker: &ClientIdentity,
+        body: &ClaimBody,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, Failure> {
+        let user = claimed_user(body, &self.domain)?;
+        // Before it is known whether there is anything to give: who tries names one after the other is slowed down, too.
+        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).take(&asker.user, &self.domain, &self.limits, now)?;
         let claim = ClaimKeyPackages {
             key,
             answer_expires_at: Self::answer_expiry(now),
             user,
+            asker: asker.user.clone(),
             usable_until: now.plus(KEY_PACKAGE_REMAINING_MIN),
             respond: encode_claimed,
         };
         match self.storage.write(claim).await? {
             Claimed::Answered(response) => Ok(response),
             Claimed::Known(known) => Self::answer_known(known, now),
-            // QS-034: there is such a user, with a KeyPackage to give.
-            Claimed::None => Err(ErrorCode::UnknownUser.into()),
+            Claimed::Refused(rejection) => Err(rejection.into()),
         }
     }
 }

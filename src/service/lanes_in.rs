@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use super::recipients::Wake;
 use super::{Failure, Service};
-use crate::base::crypto::sha256;
-use crate::base::limits::{
-    CLIENT_FRAME_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANES_PER_BATCH_MAX, QUEUE_INFORMATION_BYTES_MAX,
-};
-use crate::base::{Domain, GroupUri, UnixMillis};
+use crate::base::{Domain, UnixMillis};
+use crate::qs::lanes::{FrameHead, check_batch, check_request, frame_digest};
 use crate::storage::deliveries::DeliveryWrite;
 use crate::storage::lanes::{ArrivedFrame, TakeFrames, Taken};
 use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult};
-use crate::wire::qs::QueueingServiceResponse;
+use crate::wire::qs::{Delivery, QueueingServiceResponse};
 use crate::wire::{ErrorCode, List, Rejection, encode};
 
 impl Service {
@@ -22,14 +19,7 @@ impl Service {
         hub: &Domain,
         batches: List<LaneBatch>,
     ) -> Result<List<LaneAnswer>, Rejection> {
-        // QS-040: at most so many lanes, frames and recipients at once.
-        let frames = || batches.iter().flat_map(|batch| &batch.frames);
-        if batches.len() > LANES_PER_BATCH_MAX
-            || frames().count() > LANE_BATCH_FRAMES_MAX
-            || frames().map(|frame| frame.recipients.len()).sum::<usize>() > LANE_BATCH_RECIPIENTS_MAX
-        {
-            return Err(ErrorCode::TooLarge.into());
-        }
+        check_request(&batches)?;
         // All lanes are queued for writing before the first is waited for, so that they share a transaction.
         let mut pending = Vec::with_capacity(batches.len());
         for batch in batches {
@@ -52,52 +42,34 @@ impl Service {
         hub: &Domain,
         batch: LaneBatch,
     ) -> Result<Queued<impl Future<Output = Result<Taken, crate::base::Fault>> + Send + use<>>, Failure> {
-        // QS-041: a hub sends for its own groups only.
-        let group = GroupUri::from_bytes(&batch.group_id).map_err(|_| ErrorCode::Malformed)?;
-        if group.hub() != hub {
-            return Err(ErrorCode::NotAuthorized.into());
-        }
+        let group = check_batch(hub, &batch)?;
         let now = UnixMillis::now();
         let group_id = group.to_string();
         let sequences: Vec<u64> = batch.frames.iter().map(|frame| frame.lane_sequence).collect();
-        // QS-042: strict order within the batch; sequences begin at 1.
-        if sequences.first().is_none_or(|first| *first == 0)
-            || sequences.windows(2).any(|pair| pair[0].checked_add(1) != Some(pair[1]))
-        {
-            return Err(ErrorCode::Malformed.into());
-        }
-        let frames: Vec<ArrivedFrame> =
-            batch.frames.into_iter().map(|frame| self.arrived(hub, &group_id, frame, now)).collect::<Result<_, _>>()?;
+        let frames: Vec<ArrivedFrame> = batch.frames.into_iter().map(|frame| self.arrived(hub, &group_id, frame, now)).collect();
         let wakes = frames.iter().map(|frame| Wake::of(&frame.delivery)).collect();
         let take = TakeFrames { hub: hub.clone(), group_id, incarnation: batch.incarnation, frames };
         Ok(Queued { sequences, wakes, written: self.storage.queue_write(take).await? })
     }
 
-    fn arrived(&self, hub: &Domain, group_id: &str, frame: LaneFrame, now: UnixMillis) -> Result<ArrivedFrame, Rejection> {
-        // QS-043: what is too large to be a sealed information is not looked at.
-        if frame.recipients.iter().any(|information| information.len() > QUEUE_INFORMATION_BYTES_MAX) {
-            return Err(ErrorCode::TooLarge.into());
-        }
-        let delivery = encode(&frame.delivery);
-        // QS-046: an entry must fit the frame in which its client fetches it, or nothing behind it would ever arrive.
-        if delivery.len() > CLIENT_FRAME_BYTES_MAX {
-            return Err(ErrorCode::TooLarge.into());
-        }
+    fn arrived(&self, hub: &Domain, group_id: &str, frame: LaneFrame, now: UnixMillis) -> ArrivedFrame {
         let opened: Vec<_> = frame.recipients.iter().map(|information| self.open_recipient(information, hub, now)).collect();
-        Ok(ArrivedFrame {
-            lane_sequence: frame.lane_sequence,
-            digest: digest(&frame),
+        let is_reset = frame.delivery == Delivery::Reset;
+        ArrivedFrame {
+            head: FrameHead { lane_sequence: frame.lane_sequence, digest: frame_digest(&frame), is_reset },
             opened: opened.iter().map(Option::is_some).collect(),
             delivery: DeliveryWrite {
                 hub: hub.clone(),
                 group_id: group_id.to_owned(),
                 epoch: frame.epoch,
-                delivery,
+                delivery: encode(&frame.delivery),
+                tells_loss: is_reset || frame.delivery == Delivery::MessagesLost,
                 now,
                 local: opened.into_iter().flatten().collect(),
+                limits: self.queue_limits(),
                 remote: Vec::new(),
             },
-        })
+        }
     }
 
     async fn lane_result(
@@ -113,9 +85,7 @@ impl Service {
                 });
                 LaneResult::Accepted(frames.collect())
             }
-            // QS-045 (X8): no frame is left out.
             Ok(Taken::Gap(expected)) => LaneResult::Gap(expected),
-            // QS-044 (X8): a repeated frame has the same content.
             Ok(Taken::Conflict) => LaneResult::Refused(ErrorCode::LaneConflict.into()),
             Err(fault) => LaneResult::Refused(Failure::from(fault).into_rejection()),
         }
@@ -127,13 +97,6 @@ struct Queued<F> {
     sequences: Vec<u64>,
     wakes: Vec<Wake>,
     written: F,
-}
-
-/// What makes a repeated frame the same frame. The recipients' informations are not part of it: they are looked up anew when a
-/// frame is sent again, and may have been renewed in between.
-fn digest(frame: &LaneFrame) -> [u8; 32] {
-    let recipients = (frame.recipients.len() as u64).to_be_bytes();
-    sha256(&[&frame.epoch.to_be_bytes()[..], &recipients[..], &encode(&frame.delivery)].concat())
 }
 
 fn response(taken: bool) -> QueueingServiceResponse {

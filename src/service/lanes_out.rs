@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Service;
 use super::recipients::StoredRecipient;
+use super::removals::Rejected;
 use crate::base::limits::{
     FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANES_PER_BATCH_MAX,
     PEER_REQUEST_TIMEOUT,
@@ -19,7 +20,7 @@ use crate::base::limits::{
 use crate::base::{Context as _, Domain, Fault, GroupUri};
 use crate::federation::{PeerStream, backoff};
 use crate::storage::lanes::{DropFrames, WaitingFrame};
-use crate::wire::peer::{LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
+use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
 use crate::wire::qs::QueueingServiceResponse;
 use crate::wire::{List, decode, encode};
 
@@ -34,8 +35,13 @@ struct Workers {
 }
 
 impl Service {
-    /// Starts a worker for each domain that frames wait for on disk.
+    /// Starts the workers: those of revocations and rejections, and one for each domain that frames wait for on disk.
     pub async fn start_workers(self: &Arc<Self>) -> Result<(), Fault> {
+        {
+            let mut workers = self.lanes.0.lock().unwrap_or_else(PoisonError::into_inner);
+            workers.tasks.spawn(self.clone().look_after_statuses());
+            workers.tasks.spawn(self.clone().look_into_rejections());
+        }
         for domain in self.storage.domains_with_frames().await? {
             self.wake_lane(&domain);
         }
@@ -76,6 +82,31 @@ impl Service {
             failures: 0,
         };
         workers.tasks.spawn(worker.run(notify));
+    }
+}
+
+/// A batch on its way, and which leaf each recipient of each of its frames is.
+struct Outgoing {
+    group: GroupUri,
+    batch: LaneBatch,
+    leaves: Vec<Vec<u32>>,
+}
+
+impl Outgoing {
+    /// The leaves whose QS rejected the queue information that was sent (S14). An answer that is short of some says nothing
+    /// about them.
+    fn rejected(&self, answers: &List<FrameAnswer>) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        for ((frame, leaves), answer) in self.batch.frames.iter().zip(&self.leaves).zip(answers) {
+            let answered = leaves.iter().zip(&frame.recipients).zip(&answer.responses);
+            let invalid = answered.filter(|(_, response)| **response == QueueingServiceResponse::InvalidClientQueueInformation);
+            rejected.extend(invalid.map(|((leaf_index, information), _)| Rejected {
+                group: self.group.clone(),
+                leaf_index: *leaf_index,
+                information: information.to_vec(),
+            }));
+        }
+        rejected
     }
 }
 
@@ -189,7 +220,7 @@ impl Worker {
 
     /// The next frames to send: of the lanes that follow those served last, so that every lane has its turn however many there
     /// are, and however many are held. `None` when no lane is ready.
-    async fn next_batches(&mut self) -> Result<Option<Vec<LaneBatch>>, Fault> {
+    async fn next_batches(&mut self) -> Result<Option<Vec<Outgoing>>, Fault> {
         let mut from_the_first = self.served_last.is_empty();
         loop {
             let lanes = self.service.storage.waiting_lanes(&self.domain, &self.served_last, LANES_PER_BATCH_MAX).await?;
@@ -211,7 +242,7 @@ impl Worker {
             let is_ready = |group_id: &&String| self.held.get(*group_id).is_none_or(|(until, _)| *until <= now);
             let ready: Vec<&String> = lanes.iter().filter(is_ready).collect();
             let batches = self.batches(&ready).await?;
-            let served = batches.last().map(|batch| String::from_utf8_lossy(&batch.group_id).into_owned());
+            let served = batches.last().map(|outgoing| outgoing.group.to_string());
             self.served_last = served.unwrap_or(last);
             if !batches.is_empty() {
                 return Ok(Some(batches));
@@ -220,7 +251,7 @@ impl Worker {
     }
 
     /// The first frames of each lane, bounded together.
-    async fn batches(&self, groups: &[&String]) -> Result<Vec<LaneBatch>, Fault> {
+    async fn batches(&self, groups: &[&String]) -> Result<Vec<Outgoing>, Fault> {
         let mut batches = Vec::new();
         let mut budget = Budget::default();
         for (index, group_id) in groups.iter().enumerate() {
@@ -230,16 +261,19 @@ impl Worker {
             let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share, LANE_BATCH_BYTES_MAX).await?;
             let Some(first) = waiting.first() else { continue };
             let incarnation = first.incarnation;
-            let mut frames = Vec::new();
+            let group: GroupUri = group_id.parse().context("a waiting frame's group is not readable")?;
+            let (mut frames, mut leaves) = (Vec::new(), Vec::new());
             for frame in waiting {
-                let frame = self.frame(frame).await?;
+                let (frame, recipients) = self.frame(&group, frame).await?;
                 if !budget.takes(&frame) {
                     break;
                 }
                 frames.push(frame);
+                leaves.push(recipients);
             }
             if !frames.is_empty() {
-                batches.push(LaneBatch { group_id: group_id.as_bytes().into(), incarnation, frames: frames.into() });
+                let batch = LaneBatch { group_id: group_id.as_bytes().into(), incarnation, frames: frames.into() };
+                batches.push(Outgoing { group, batch, leaves });
             }
             if budget.is_spent() {
                 break;
@@ -248,14 +282,14 @@ impl Worker {
         Ok(batches)
     }
 
-    /// The frame as it is sent: with the queue information that each recipient's leaf has now.
-    async fn frame(&self, waiting: WaitingFrame) -> Result<LaneFrame, Fault> {
+    /// The frame as it is sent, with the queue information that each recipient's leaf has now; and the leaves.
+    async fn frame(&self, uri: &GroupUri, waiting: WaitingFrame) -> Result<(LaneFrame, Vec<u32>), Fault> {
         let recipients: List<StoredRecipient> =
             decode(&waiting.recipients).context("a waiting frame's recipients are not readable")?;
-        let uri: GroupUri = waiting.group_id.parse().context("a waiting frame's group is not readable")?;
-        let slot = self.service.groups.slot(&uri);
+        let leaves = recipients.iter().map(|recipient| recipient.leaf_index).collect();
+        let slot = self.service.groups.slot(uri);
         let mut group = slot.lock().await;
-        let state = group.state(&self.service.storage, &uri).await?;
+        let state = group.state(&self.service.storage, uri).await?;
         let recipients = recipients.into_iter().map(|recipient| {
             let member = state.as_ref().and_then(|state| state.members.get(&recipient.leaf_index));
             // The leaf may have been given to someone else since.
@@ -264,30 +298,30 @@ impl Worker {
                 None => recipient.information,
             }
         });
-        Ok(LaneFrame {
+        let frame = LaneFrame {
             lane_sequence: waiting.lane_sequence,
             epoch: waiting.epoch,
             recipients: recipients.collect(),
             delivery: decode(&waiting.delivery).context("a waiting frame's message is not readable")?,
-        })
+        };
+        Ok((frame, leaves))
     }
 
-    async fn exchange(&mut self, batches: &[LaneBatch]) -> Result<Vec<LaneAnswer>, String> {
+    async fn exchange(&mut self, batches: &[Outgoing]) -> Result<Vec<LaneAnswer>, String> {
         let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => self.service.peers.open_stream(&self.domain, deadline).await.map_err(|error| error.to_string())?,
         };
-        let request = encode(&PeerRequest::Lanes(batches.to_vec().into()));
+        let request = encode(&PeerRequest::Lanes(batches.iter().map(|outgoing| outgoing.batch.clone()).collect()));
         stream.sender.write(&request, deadline).await.map_err(|error| error.to_string())?;
         let answer = stream.receiver.read(FRAME_BYTES_MAX, deadline).await.map_err(|error| error.to_string())?;
         match decode(&answer) {
             Ok(PeerResponse::Lanes(answers)) => {
                 let fits = answers.len() == batches.len()
-                    && answers
-                        .iter()
-                        .zip(batches)
-                        .all(|(answer, batch)| answer.group_id == batch.group_id && answer.incarnation == batch.incarnation);
+                    && answers.iter().zip(batches).all(|(answer, Outgoing { batch, .. })| {
+                        answer.group_id == batch.group_id && answer.incarnation == batch.incarnation
+                    });
                 if !fits {
                     return Err("the answer is not for the frames that were sent".to_owned());
                 }
@@ -300,19 +334,14 @@ impl Worker {
     }
 
     /// Drops what is delivered, and holds lanes that were refused.
-    async fn settle(&mut self, batches: &[LaneBatch], answers: Vec<LaneAnswer>) -> Result<(), Fault> {
+    async fn settle(&mut self, batches: &[Outgoing], answers: Vec<LaneAnswer>) -> Result<(), Fault> {
         let mut delivered = Vec::new();
-        for (batch, answer) in batches.iter().zip(answers) {
-            let group_id = String::from_utf8_lossy(&batch.group_id).into_owned();
+        for (outgoing, answer) in batches.iter().zip(answers) {
+            let group_id = outgoing.group.to_string();
             match answer.result {
                 LaneResult::Accepted(frames) => {
-                    let invalid = frames.iter().flat_map(|frame| &frame.responses);
-                    let invalid = invalid.filter(|response| **response != QueueingServiceResponse::Ok).count();
-                    if invalid > 0 {
-                        // That this leads to a Remove of the leaf (S12) is a later part.
-                        tracing::info!(group = %group_id, invalid, domain = %self.domain, "recipients were refused by their QS");
-                    }
-                    if let Some(last) = batch.frames.last() {
+                    self.service.rejections.report(outgoing.rejected(&frames));
+                    if let Some(last) = outgoing.batch.frames.last() {
                         delivered.push((group_id.clone(), last.lane_sequence));
                     }
                     self.held.remove(&group_id);

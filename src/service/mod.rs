@@ -6,12 +6,15 @@
 //! | [`route`] | one client request: here, or on to its destination |
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
+//! | [`rates`] | how many requests a client may make, and a group gets |
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
+//! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 
 pub mod accounts;
+pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
@@ -20,9 +23,16 @@ pub mod lanes_in;
 pub mod lanes_out;
 pub mod ports;
 pub mod queueing;
+pub mod rates;
 pub mod recipients;
+pub mod removals;
 pub mod route;
 pub mod wakeups;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -37,10 +47,14 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
+use keys::Claims;
 use lanes_out::LaneWorkers;
+use rates::RequestRates;
 use recipients::OpenedInformations;
+use removals::Rejections;
 use wakeups::QueueWaiters;
 
 /// One node's services, shared by all its connections and workers.
@@ -54,6 +68,10 @@ pub struct Service {
     groups: HotGroups,
     opened: OpenedInformations,
     waiters: QueueWaiters,
+    rejections: Rejections,
+    rates: RequestRates,
+    status_work: StatusWork,
+    claims: Claims,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -120,17 +138,22 @@ impl Service {
         limits: Limits,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, Fault> {
+        let rates = RequestRates::new(&limits);
         let directory = Directory::load(&domain, &keys, &storage).await?;
         Ok(Arc::new(Self {
             domain,
             storage,
             peers,
             keys,
+            groups: HotGroups::new(limits.hot_groups_bytes_max),
             limits,
             directory,
-            groups: HotGroups::default(),
             opened: OpenedInformations::default(),
             waiters: QueueWaiters::default(),
+            rejections: Rejections::default(),
+            rates,
+            status_work: StatusWork::at_start(),
+            claims: Claims::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))

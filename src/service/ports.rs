@@ -177,7 +177,7 @@ impl Service {
         }
     }
 
-    async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
+    pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
         match decode(frame) {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
@@ -185,9 +185,9 @@ impl Service {
                 Err(rejection) => PeerResponse::Error(rejection),
             },
             Ok(PeerRequest::DomainInfo) => PeerResponse::DomainInfo(self.own_info()),
-            Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. }) | PeerRequest::ProbeBack) => {
-                PeerResponse::Error(ErrorCode::Unsupported.into())
-            }
+            Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. })) => self.answer_status().await,
+            Ok(PeerRequest::CredentialStatusPush(status)) => self.answer_status_push(peer, &status).await,
+            Ok(PeerRequest::ProbeBack) => PeerResponse::Error(ErrorCode::Unsupported.into()),
             // A second hello has no place on a connection.
             Ok(PeerRequest::Hello(_)) => PeerResponse::Error(ErrorCode::Malformed.into()),
             Err(error) => PeerResponse::Error(Rejection::from(error)),

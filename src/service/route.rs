@@ -19,7 +19,7 @@ use crate::wire::{ClientRequest, ErrorCode, Rejection, Response, Service as Body
 pub(super) enum Connected {
     /// With a client chain of this domain.
     Client(Box<ClientIdentity>),
-    /// Without one: only `info` and `enrol` are answered.
+    /// Without one: only `info` and requests about accounts are answered, which prove themselves.
     Stranger,
 }
 
@@ -41,6 +41,12 @@ impl Service {
             && !matches!(&request.content.service, Body::Info(_) | Body::Accounts(_))
         {
             return Err(ErrorCode::NotAuthorized.into());
+        }
+        // Requests about an account prove themselves: a client that has ended its own account may ask again how that went.
+        if let Connected::Client(client) = who
+            && !matches!(&request.content.service, Body::Info(_) | Body::Accounts(_))
+        {
+            self.check_client(client)?;
         }
         if destination == self.domain {
             return self.here(&request, who).await;

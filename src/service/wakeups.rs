@@ -24,6 +24,14 @@ impl QueueWaiters {
         notify
     }
 
+    /// Wakes whoever waits for any queue.
+    pub(super) fn wake_all(&self) {
+        let waiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for notify in waiters.values().filter_map(Weak::upgrade) {
+            notify.notify_waiters();
+        }
+    }
+
     /// Wakes whoever waits for one of these queues.
     pub(super) fn wake(&self, queues: impl IntoIterator<Item = QueueId>) {
         let waiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,9 +3,12 @@
 use sqlx::Row as _;
 
 use super::answers::{self, Known, RequestKey};
+use super::clients::revoke_user;
 use super::{Connection, Storage, Transaction, integer, unsigned};
 use crate::base::fault::{Context as _, Fault};
+use crate::base::ids::QueueId;
 use crate::base::{Domain, UnixMillis, UserUri};
+use crate::identity::tls::spki_hash;
 
 /// Keeps an invitation; a further one for the same user replaces nothing.
 pub struct Invite {
@@ -33,7 +36,8 @@ impl Transaction for Invite {
     }
 }
 
-/// Turns an invitation into a user, and stores the answer. The token is used up with it.
+/// Turns an invitation into a user, and stores the answer. The token is used up with it. A user who was enrolled with another
+/// key has lost it: that key is revoked, with all clients that it vouched for.
 pub struct EnrolUser {
     /// Names the request.
     pub key: RequestKey,
@@ -54,8 +58,8 @@ pub struct EnrolUser {
 /// What came of an [`EnrolUser`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Enrolment {
-    /// The user is on disk.
-    Done,
+    /// The user is on disk. `Some`: keys were revoked, and these queues are gone.
+    Done(Option<Vec<QueueId>>),
     /// The request id is known already.
     Known(Known),
     /// The token was used in the meantime.
@@ -80,6 +84,18 @@ impl Transaction for EnrolUser {
         if used.rows_affected() != 1 {
             return Ok(Enrolment::TokenGone);
         }
+        let before = sqlx::query("SELECT certificate FROM users WHERE user_uri = $1")
+            .bind(self.user.to_string())
+            .fetch_optional(&mut *connection)
+            .await
+            .context(failed)?;
+        let mut revoked = None;
+        if let Some(row) = before {
+            let key_hash = spki_hash(&row.try_get::<Vec<u8>, _>("certificate").context(failed)?)?;
+            if key_hash != spki_hash(&self.certificate)? {
+                revoked = Some(revoke_user(connection, &self.user, &key_hash, self.now).await?);
+            }
+        }
         sqlx::query(
             "INSERT INTO users (user_uri, certificate, enrolled_at_ms) VALUES ($1, $2, $3) \
              ON CONFLICT (user_uri) DO UPDATE SET certificate = excluded.certificate, enrolled_at_ms = excluded.enrolled_at_ms",
@@ -91,7 +107,7 @@ impl Transaction for EnrolUser {
         .await
         .context(failed)?;
         answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
-        Ok(Enrolment::Done)
+        Ok(Enrolment::Done(revoked))
     }
 }
 
@@ -145,6 +161,17 @@ impl Storage {
         let Some(row) = row else { return Ok(None) };
         let user: String = row.try_get("user_uri").context(failed)?;
         Ok(Some(user.parse().context(failed)?))
+    }
+
+    /// The hash of the key that a user is enrolled with (S2); `None` when there is no such user.
+    pub async fn enrolled_key_hash(&self, user: &UserUri) -> Result<Option<[u8; 32]>, Fault> {
+        let failed = "could not read a user";
+        let row = sqlx::query("SELECT certificate FROM users WHERE user_uri = $1")
+            .bind(user.to_string())
+            .fetch_optional(self.readers())
+            .await
+            .context(failed)?;
+        row.map(|row| spki_hash(&row.try_get::<Vec<u8>, _>("certificate").context(failed)?)).transpose()
     }
 
     /// Every enrolled user, by name.

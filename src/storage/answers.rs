@@ -26,6 +26,17 @@ impl RequestKey {
     }
 }
 
+/// The answer to a request, as it is kept for repeats.
+#[derive(Clone, Debug)]
+pub struct StoredAnswer {
+    /// Names the request.
+    pub key: RequestKey,
+    /// Encoded Response.
+    pub response: Vec<u8>,
+    /// Until when it is kept.
+    pub expires_at: UnixMillis,
+}
+
 /// What is already known of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {

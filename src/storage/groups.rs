@@ -5,22 +5,19 @@ use std::collections::BTreeMap;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::answers::{self, Known, RequestKey};
+use super::answers::{self, Known, StoredAnswer};
 use super::deliveries::{self, DeliveryWrite};
 use super::{Connection, ROWS_PER_STATEMENT, Storage, Transaction, integer, list, rows, unsigned};
 use crate::base::fault::{Context as _, Fault};
-use crate::base::{GroupUri, UnixMillis};
+use crate::base::{GroupUri, UnixMillis, UserUri};
 use crate::ds::state::{GroupState, Head, Member};
 use crate::mls::Tree;
 
-/// Accepts one request about one group: checks again what it was decided on, then writes state, answer and deliveries.
+/// Accepts one request about one group, or a step that its DS takes itself: checks again what it was decided on, then writes
+/// state, answer and deliveries.
 pub struct AcceptRequest {
-    /// Names the request; the answer is stored under it.
-    pub key: RequestKey,
-    /// Encoded Response.
-    pub response: Vec<u8>,
-    /// Until when the answer is kept.
-    pub answer_expires_at: UnixMillis,
+    /// The answer to the request; `None` for what the DS does on its own.
+    pub answer: Option<StoredAnswer>,
     /// The group's URI.
     pub group_id: String,
     /// The revision that the request was decided on; `None` makes the group.
@@ -39,13 +36,46 @@ pub struct GroupChange {
     /// The new GroupInfo, if any.
     pub group_info: Option<Vec<u8>>,
     /// Members set, by leaf index.
-    pub set: Vec<(u32, Vec<u8>)>,
+    pub set: Vec<(u32, MemberRow)>,
     /// Leaves removed.
     pub removed: Vec<u32>,
     /// The staged Commit that begins an epoch.
     pub log: Option<(u64, Vec<u8>)>,
     /// A snapshot of an epoch.
     pub snapshot: Option<(u64, Vec<u8>)>,
+    /// When the group was deleted, if it is.
+    pub closed_at: Option<UnixMillis>,
+}
+
+/// A member: its record, and what leaves are looked up by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRow {
+    /// The record, opaque here.
+    pub record: Vec<u8>,
+    /// Whose leaf it is.
+    pub user: UserUri,
+    /// Hash of the leaf's signature key, as `credential_status` names it.
+    pub client_key: [u8; 32],
+    /// Hash of its user's key.
+    pub user_key: [u8; 32],
+    /// When it was last heard of, coarsely.
+    pub heard_at: UnixMillis,
+    /// When its credential or leaf node ends.
+    pub expires_at: UnixMillis,
+}
+
+impl MemberRow {
+    /// What is stored of a member.
+    pub fn of(member: &Member) -> Result<Self, Fault> {
+        Ok(Self {
+            record: member.to_record()?,
+            user: member.client.user().clone(),
+            client_key: member.client_key_hash(),
+            user_key: member.user_key_hash,
+            heard_at: UnixMillis(member.heard_at_ms),
+            expires_at: UnixMillis(member.not_after_ms),
+        })
+    }
 }
 
 /// What came of an [`AcceptRequest`].
@@ -64,7 +94,9 @@ impl Transaction for AcceptRequest {
     type Answer = Acceptance;
 
     async fn apply(&self, connection: &mut Connection) -> Result<Acceptance, Fault> {
-        if let Some(known) = answers::look_up(connection, &self.key).await? {
+        if let Some(answer) = &self.answer
+            && let Some(known) = answers::look_up(connection, &answer.key).await?
+        {
             return Ok(Acceptance::Known(known));
         }
         if !self.lock_group(connection).await? {
@@ -78,7 +110,9 @@ impl Transaction for AcceptRequest {
         for delivery in &self.deliveries {
             taken.push(deliveries::write(connection, delivery).await?);
         }
-        answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
+        if let Some(answer) = &self.answer {
+            answers::keep(connection, &answer.key, &answer.response, answer.expires_at).await?;
+        }
         Ok(Acceptance::Written(taken))
     }
 }
@@ -110,13 +144,14 @@ impl AcceptRequest {
             }
             (Some(revision), Some(change)) => {
                 sqlx::query(
-                    "UPDATE groups SET revision = revision + 1, head = $3, group_info = COALESCE($4, group_info) \
-                     WHERE group_id = $1 AND revision = $2",
+                    "UPDATE groups SET revision = revision + 1, head = $3, group_info = COALESCE($4, group_info), \
+                     closed_at_ms = COALESCE($5, closed_at_ms) WHERE group_id = $1 AND revision = $2",
                 )
                 .bind(self.group_id.as_str())
                 .bind(integer(revision))
                 .bind(change.head.as_slice())
                 .bind(change.group_info.as_deref())
+                .bind(change.closed_at.map(|at| integer(at.0)))
                 .execute(connection)
                 .await
             }
@@ -135,13 +170,24 @@ impl AcceptRequest {
         }
         for chunk in change.set.chunks(ROWS_PER_STATEMENT) {
             let statement = format!(
-                "INSERT INTO group_members (group_id, leaf_index, record) VALUES {} \
-                 ON CONFLICT (group_id, leaf_index) DO UPDATE SET record = excluded.record",
-                rows(chunk.len(), 3)
+                "INSERT INTO group_members \
+                 (group_id, leaf_index, record, user_uri, client_key, user_key, heard_at_ms, expires_at_ms) VALUES {} \
+                 ON CONFLICT (group_id, leaf_index) DO UPDATE SET record = excluded.record, user_uri = excluded.user_uri, \
+                 client_key = excluded.client_key, user_key = excluded.user_key, heard_at_ms = excluded.heard_at_ms, \
+                 expires_at_ms = excluded.expires_at_ms",
+                rows(chunk.len(), 8)
             );
             let mut query = sqlx::query(AssertSqlSafe(statement));
-            for (leaf_index, record) in chunk {
-                query = query.bind(self.group_id.as_str()).bind(i64::from(*leaf_index)).bind(record.as_slice());
+            for (leaf_index, member) in chunk {
+                query = query
+                    .bind(self.group_id.as_str())
+                    .bind(i64::from(*leaf_index))
+                    .bind(member.record.as_slice())
+                    .bind(member.user.to_string())
+                    .bind(member.client_key.as_slice())
+                    .bind(member.user_key.as_slice())
+                    .bind(integer(member.heard_at.0))
+                    .bind(integer(member.expires_at.0));
             }
             query.execute(&mut *connection).await.context("could not write members")?;
         }
@@ -161,6 +207,48 @@ impl AcceptRequest {
                 .with_context(|| format!("could not write to {table}"))?;
         }
         Ok(())
+    }
+}
+
+/// Makes groups that were deleted before a time disappear with everything of theirs. Answers how many there were.
+pub struct PurgeGroups {
+    /// Groups closed before this go.
+    pub closed_before: UnixMillis,
+    /// At most so many at once.
+    pub limit: u64,
+}
+
+impl Transaction for PurgeGroups {
+    const NAME: &'static str = "purge_groups";
+    type Answer = u64;
+
+    async fn apply(&self, connection: &mut Connection) -> Result<u64, Fault> {
+        let failed = "could not purge deleted groups";
+        let closed = sqlx::query("SELECT group_id FROM groups WHERE closed_at_ms < $1 ORDER BY closed_at_ms LIMIT $2")
+            .bind(integer(self.closed_before.0))
+            .bind(integer(self.limit))
+            .fetch_all(&mut *connection)
+            .await
+            .context(failed)?;
+        for row in &closed {
+            let group_id: String = row.try_get("group_id").context(failed)?;
+            let frames = sqlx::query("DELETE FROM lane_frames WHERE group_id = $1 RETURNING body_id")
+                .bind(group_id.as_str())
+                .fetch_all(&mut *connection)
+                .await
+                .context(failed)?;
+            let body_ids: Vec<Vec<u8>> =
+                frames.iter().map(|row| row.try_get("body_id")).collect::<Result<_, _>>().context(failed)?;
+            deliveries::release_bodies(connection, &body_ids).await?;
+            for table in ["lanes", "group_log", "group_snapshots", "group_members", "groups"] {
+                sqlx::query(AssertSqlSafe(format!("DELETE FROM {table} WHERE group_id = $1")))
+                    .bind(group_id.as_str())
+                    .execute(&mut *connection)
+                    .await
+                    .context(failed)?;
+            }
+        }
+        Ok(closed.len() as u64)
     }
 }
 
@@ -207,7 +295,79 @@ impl Transaction for WriteSnapshot {
     }
 }
 
+/// By what leaves are looked up.
+#[derive(Clone, Copy, Debug)]
+pub enum LeavesBy<'a> {
+    /// Leaves whose own key has this hash.
+    ClientKey(&'a [u8; 32]),
+    /// Leaves of the user whose key has this hash.
+    UserKey(&'a [u8; 32]),
+    /// Leaves that were last heard of before this.
+    SilentSince(UnixMillis),
+    /// Leaves that end before this.
+    ExpiringBefore(UnixMillis),
+}
+
 impl Storage {
+    /// The groups with such leaves, at most `limit` of them, in order of name, behind `after`.
+    pub async fn groups_with_leaves(&self, by: LeavesBy<'_>, after: &str, limit: u32) -> Result<Vec<String>, Fault> {
+        let failed = "could not look leaves up";
+        let condition = match by {
+            LeavesBy::ClientKey(_) => "client_key = $1",
+            LeavesBy::UserKey(_) => "user_key = $1",
+            LeavesBy::SilentSince(_) => "heard_at_ms < $1",
+            LeavesBy::ExpiringBefore(_) => "expires_at_ms < $1",
+        };
+        // The plus signs keep the planner to the index of the condition: few leaves meet it.
+        let statement = format!(
+            "SELECT DISTINCT group_id FROM group_members WHERE {condition} AND +group_id > $2 ORDER BY +group_id LIMIT $3"
+        );
+        let query = sqlx::query(AssertSqlSafe(statement));
+        let query = match by {
+            LeavesBy::ClientKey(hash) | LeavesBy::UserKey(hash) => query.bind(hash.as_slice()),
+            LeavesBy::SilentSince(time) | LeavesBy::ExpiringBefore(time) => query.bind(integer(time.0)),
+        };
+        let rows = query.bind(after).bind(i64::from(limit)).fetch_all(self.readers()).await.context(failed)?;
+        rows.iter().map(|row| row.try_get("group_id").context(failed)).collect()
+    }
+
+    /// The groups in which `user` has a leaf, in order of name, at most `limit` (X6). Deleted ones do not count.
+    pub async fn groups_of_user(&self, user: &UserUri, limit: usize) -> Result<Vec<String>, Fault> {
+        let failed = "could not read a user's groups";
+        let rows = sqlx::query(
+            "SELECT DISTINCT m.group_id FROM group_members m JOIN groups g ON g.group_id = m.group_id \
+             WHERE m.user_uri = $1 AND g.closed_at_ms IS NULL ORDER BY m.group_id LIMIT $2",
+        )
+        .bind(user.to_string())
+        .bind(integer(limit as u64))
+        .fetch_all(self.readers())
+        .await
+        .context(failed)?;
+        rows.iter().map(|row| row.try_get("group_id").context(failed)).collect()
+    }
+
+    /// How many groups `user` has a leaf in.
+    pub async fn count_groups_of_user(&self, user: &UserUri) -> Result<u64, Fault> {
+        let failed = "could not count a user's groups";
+        let row = sqlx::query("SELECT COUNT(DISTINCT group_id) AS n FROM group_members WHERE user_uri = $1")
+            .bind(user.to_string())
+            .fetch_one(self.readers())
+            .await
+            .context(failed)?;
+        Ok(unsigned(row.try_get("n").context(failed)?))
+    }
+
+    /// A group's current GroupInfo (MLSMessage); `None` when there is no such group.
+    pub async fn group_info(&self, uri: &GroupUri) -> Result<Option<Vec<u8>>, Fault> {
+        let failed = || format!("could not read the GroupInfo of {uri}");
+        let row = sqlx::query("SELECT group_info FROM groups WHERE group_id = $1")
+            .bind(uri.to_string())
+            .fetch_optional(self.readers())
+            .await
+            .with_context(failed)?;
+        row.map(|row| row.try_get("group_info").with_context(failed)).transpose()
+    }
+
     /// A group's small record; `None` when there is no such group. Does not touch the tree.
     pub async fn group_state(&self, uri: &GroupUri) -> Result<Option<GroupState>, Fault> {
         let failed = || format!("could not read the state of {uri}");

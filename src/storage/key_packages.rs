@@ -3,10 +3,14 @@
 use sqlx::Row as _;
 
 use super::answers::{self, Known, RequestKey};
+use super::clients::note_client;
+use super::invites::{is_blocked, note_claim};
 use super::{Connection, Storage, Transaction, integer, unsigned};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{ClientUri, UnixMillis, UserUri};
-use crate::qs::key_packages::PublishedKeyPackage;
+use crate::qs::claims::{Candidate, choose};
+use crate::qs::key_packages::{PublishedKeyPackage, has_room_for, is_new};
+use crate::wire::Rejection;
 
 /// Stores KeyPackages of one client, and the answer.
 pub struct PublishKeyPackages {
@@ -18,6 +22,8 @@ pub struct PublishKeyPackages {
     pub answer_expires_at: UnixMillis,
     /// Whose KeyPackages.
     pub client: ClientUri,
+    /// The hash of the client's key (`identity::revoked::key_hash`): what is revoked with the client.
+    pub client_key_hash: [u8; 32],
     /// The KeyPackages; a last-resort one replaces the one before.
     pub key_packages: Vec<PublishedKeyPackage>,
     /// The most ordinary KeyPackages that the client may have published at once.
@@ -59,50 +65,66 @@ impl Transaction for PublishKeyPackages {
             .context(failed)?;
         let there = unsigned(count.try_get("n").context(failed)?);
         let ordinary = self.key_packages.iter().filter(|key_package| !key_package.last_resort).count() as u64;
-        if there + ordinary > self.limit {
+        if !has_room_for(ordinary, there, self.limit) {
             return Ok(Published::OverLimit);
         }
         let mut references = std::collections::BTreeSet::new();
         for key_package in &self.key_packages {
-            let taken = sqlx::query("SELECT 1 AS n FROM key_packages WHERE reference = $1")
+            let known = sqlx::query("SELECT 1 AS n FROM key_package_references WHERE reference = $1")
                 .bind(key_package.reference.as_slice())
                 .fetch_optional(&mut *connection)
                 .await
                 .context(failed)?;
-            if taken.is_some() || !references.insert(&key_package.reference) {
+            if !is_new(known.is_some() || !references.insert(&key_package.reference)) {
                 return Ok(Published::Repeated);
             }
         }
-        sqlx::query("DELETE FROM key_packages WHERE client = $1 AND not_after_ms < $2")
-            .bind(client.as_str())
-            .bind(integer(self.now.0))
-            .execute(&mut *connection)
-            .await
-            .context(failed)?;
         for key_package in &self.key_packages {
-            if key_package.last_resort {
-                sqlx::query("DELETE FROM key_packages WHERE client = $1 AND last_resort = 1")
-                    .bind(client.as_str())
-                    .execute(&mut *connection)
-                    .await
-                    .context(failed)?;
-            }
-            sqlx::query(
-                "INSERT INTO key_packages (reference, user_uri, client, key_package, last_resort, not_after_ms) \
-                 VALUES ($1, $2, $3, $4, $5, $6)",
-            )
-            .bind(key_package.reference.as_slice())
-            .bind(self.client.user().to_string())
-            .bind(client.as_str())
-            .bind(key_package.message.as_slice())
-            .bind(i64::from(key_package.last_resort))
-            .bind(integer(key_package.not_after.0))
-            .execute(&mut *connection)
-            .await
-            .context(failed)?;
+            self.store(connection, key_package).await?;
         }
+        note_client(connection, &self.client, &self.client_key_hash, self.now).await?;
         answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
         Ok(Published::Stored)
+    }
+}
+
+impl PublishKeyPackages {
+    async fn store(&self, connection: &mut Connection, key_package: &PublishedKeyPackage) -> Result<(), Fault> {
+        let failed = "could not store a KeyPackage";
+        let client = self.client.to_string();
+        if key_package.last_resort {
+            sqlx::query("DELETE FROM key_packages WHERE client = $1 AND last_resort = 1")
+                .bind(client.as_str())
+                .execute(&mut *connection)
+                .await
+                .context(failed)?;
+        }
+        sqlx::query(
+            "INSERT INTO key_packages (reference, user_uri, client, key_package, last_resort, not_after_ms, queue_id, invite_id, \
+             invite_expires_at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(key_package.reference.as_slice())
+        .bind(self.client.user().to_string())
+        .bind(client.as_str())
+        .bind(key_package.message.as_slice())
+        .bind(i64::from(key_package.last_resort))
+        .bind(integer(key_package.not_after.0))
+        .bind(key_package.invite.queue_id.0.as_slice())
+        .bind(key_package.invite.invite_id.0.as_slice())
+        .bind(integer(key_package.invite.expires_at.0))
+        .execute(&mut *connection)
+        .await
+        .context(failed)?;
+        // Remembered for as long as it would be good, so that what was handed out once is not published again.
+        sqlx::query(
+            "INSERT INTO key_package_references (reference, not_after_ms) VALUES ($1, $2) ON CONFLICT (reference) DO NOTHING",
+        )
+        .bind(key_package.reference.as_slice())
+        .bind(integer(key_package.not_after.0))
+        .execute(connection)
+        .await
+        .context(failed)?;
+        Ok(())
     }
 }
 
@@ -114,6 +136,8 @@ pub struct ClaimKeyPackages {
     pub answer_expires_at: UnixMillis,
     /// Whose KeyPackages.
     pub user: UserUri,
+    /// Who asks.
+    pub asker: UserUri,
     /// Those that expire before this are not handed out.
     pub usable_until: UnixMillis,
     /// Encodes the answer, which is stored in the same transaction.
@@ -130,8 +154,8 @@ pub enum Claimed {
     Answered(Vec<u8>),
     /// The request id is known already.
     Known(Known),
-    /// The user has none to give.
-    None,
+    /// The user has none to give, or not to this asker.
+    Refused(Rejection),
 }
 
 impl Transaction for ClaimKeyPackages {
@@ -143,6 +167,8 @@ impl Transaction for ClaimKeyPackages {
         if let Some(known) = answers::look_up(connection, &self.key).await? {
             return Ok(Claimed::Known(known));
         }
+        let askers = [self.asker.to_string(), self.asker.domain().to_string()];
+        let blocked = is_blocked(connection, &self.user, &askers).await?;
         let found = sqlx::query(
             "SELECT reference, client, last_resort FROM key_packages \
              WHERE user_uri = $1 AND not_after_ms > $2 ORDER BY client, last_resort, not_after_ms",
@@ -152,35 +178,55 @@ impl Transaction for ClaimKeyPackages {
         .fetch_all(&mut *connection)
         .await
         .context(failed)?;
-        let mut claimed: Vec<ClaimedKeyPackage> = Vec::new();
+        let mut candidates = Vec::with_capacity(found.len());
         for row in found {
-            let client: String = row.try_get("client").context(failed)?;
-            // Sorted by client, ordinary before last resort: the first of each client is the one to take.
-            if claimed.last().is_some_and(|(last, _)| *last == client) {
-                continue;
-            }
-            let reference: Vec<u8> = row.try_get("reference").context(failed)?;
-            let chosen = sqlx::query("SELECT key_package FROM key_packages WHERE reference = $1")
-                .bind(reference.as_slice())
-                .fetch_one(&mut *connection)
-                .await
-                .context(failed)?;
-            let last_resort: i64 = row.try_get("last_resort").context(failed)?;
-            if last_resort == 0 {
-                sqlx::query("DELETE FROM key_packages WHERE reference = $1")
-                    .bind(reference.as_slice())
-                    .execute(&mut *connection)
-                    .await
-                    .context(failed)?;
-            }
-            claimed.push((client, chosen.try_get("key_package").context(failed)?));
+            candidates.push(Candidate {
+                reference: row.try_get("reference").context(failed)?,
+                client: row.try_get("client").context(failed)?,
+                last_resort: row.try_get::<i64, _>("last_resort").context(failed)? != 0,
+            });
         }
-        if claimed.is_empty() {
-            return Ok(Claimed::None);
+        let chosen = match choose(candidates, blocked) {
+            Ok(chosen) => chosen,
+            Err(rejection) => return Ok(Claimed::Refused(rejection)),
+        };
+        let mut claimed: Vec<ClaimedKeyPackage> = Vec::with_capacity(chosen.len());
+        for candidate in chosen {
+            let key_package = self.take(connection, &candidate).await?;
+            claimed.push((candidate.client, key_package));
         }
         let response = (self.respond)(claimed);
         answers::keep(connection, &self.key, &response, self.answer_expires_at).await?;
         Ok(Claimed::Answered(response))
+    }
+}
+
+impl ClaimKeyPackages {
+    /// Takes a KeyPackage out, unless it is of last resort.
+    async fn take(&self, connection: &mut Connection, candidate: &Candidate) -> Result<Vec<u8>, Fault> {
+        let failed = "could not take a claimed KeyPackage";
+        let row =
+            sqlx::query("SELECT key_package, queue_id, invite_id, invite_expires_at_ms FROM key_packages WHERE reference = $1")
+                .bind(candidate.reference.as_slice())
+                .fetch_one(&mut *connection)
+                .await
+                .context(failed)?;
+        if !candidate.last_resort {
+            sqlx::query("DELETE FROM key_packages WHERE reference = $1")
+                .bind(candidate.reference.as_slice())
+                .execute(&mut *connection)
+                .await
+                .context(failed)?;
+            // One of last resort goes to many, and nobody can tell whose Welcome it brings. Rows from before invites were
+            // looked at have none.
+            let queue_id: Option<Vec<u8>> = row.try_get("queue_id").context(failed)?;
+            let invite_id: Option<Vec<u8>> = row.try_get("invite_id").context(failed)?;
+            let expires_at: Option<i64> = row.try_get("invite_expires_at_ms").context(failed)?;
+            if let (Some(queue_id), Some(invite_id), Some(expires_at)) = (queue_id, invite_id, expires_at) {
+                note_claim(connection, &queue_id, &invite_id, &self.asker, UnixMillis(unsigned(expires_at))).await?;
+            }
+        }
+        row.try_get("key_package").context(failed)
     }
 }
 

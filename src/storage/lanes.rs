@@ -1,6 +1,8 @@
 //! Tables `lanes`, `lane_frames`, `lanes_in`, `lane_answers`: frames on their way to other domains, and how far each lane of
 //! another domain has come here (S14, X8).
 
+use std::collections::BTreeMap;
+
 use sqlx::Row as _;
 
 use super::deliveries::{self, DeliveryWrite, release_bodies};
@@ -9,6 +11,7 @@ use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::ids::Incarnation;
 use crate::base::limits::LANE_ANSWERS_KEPT;
+use crate::qs::lanes::{FrameHead, LaneDecision, LaneState, decide, next_sequence};
 
 /// A frame that waits for its remote domain.
 #[derive(Clone, Debug)]
@@ -153,10 +156,8 @@ pub struct TakeFrames {
 
 /// A frame of another domain with its recipients opened.
 pub struct ArrivedFrame {
-    /// Its place in the lane.
-    pub lane_sequence: u64,
-    /// What makes a repeat the same frame; see `service::lanes_in`.
-    pub digest: [u8; 32],
+    /// What its lane has to know of it.
+    pub head: FrameHead,
     /// Per recipient, whether its information was opened and accepted; if so, it is the next of the delivery's `local`.
     pub opened: Vec<bool>,
     /// The delivery with the opened recipients.
@@ -170,33 +171,46 @@ pub enum Taken {
     All(Vec<Vec<bool>>),
     /// A frame is missing before these: the lane is at this sequence. Nothing was written.
     Gap(u64),
-    /// A repeated sequence has other content. Nothing was written.
+    /// They are not the frames that they ought to be. Nothing was written.
     Conflict,
 }
+
+/// Digest and responses of frames that were taken, by sequence.
+type KeptAnswers = BTreeMap<u64, ([u8; 32], Vec<bool>)>;
 
 impl Transaction for TakeFrames {
     const NAME: &'static str = "take_frames";
     type Answer = Taken;
 
     async fn apply(&self, connection: &mut Connection) -> Result<Taken, Fault> {
-        let mut next = self.next_sequence(connection).await?;
-        let began_at = next;
-        if let Some(refused) = self.check(connection, next).await? {
-            return Ok(refused);
-        }
+        let lane = self.lane(connection).await?;
+        let heads: Vec<FrameHead> = self.frames.iter().map(|frame| frame.head).collect();
+        let expected = next_sequence(lane.as_ref(), self.incarnation);
+        let kept = self.kept_answers(connection, &heads, expected).await?;
+        let digests = kept.iter().map(|(sequence, (digest, _))| (*sequence, *digest)).collect();
+        // All frames are looked at before anything is written: a refused batch changes nothing.
+        let (mut next, begins) = match decide(lane.as_ref(), self.incarnation, &heads, &digests) {
+            LaneDecision::Take { next, begins } => (next, begins),
+            LaneDecision::Gap(expected) => return Ok(Taken::Gap(expected)),
+            LaneDecision::Conflict => return Ok(Taken::Conflict),
+        };
         let mut answers = Vec::with_capacity(self.frames.len());
+        let began_at = next;
         for frame in &self.frames {
-            if frame.lane_sequence < next {
-                let known = self.stored_answer(connection, frame.lane_sequence).await?;
-                answers.push(known.map_or_else(|| vec![true; frame.opened.len()], |(_, taken)| taken));
+            if frame.head.lane_sequence < next {
+                let known = kept.get(&frame.head.lane_sequence).map(|(_, taken)| taken.clone());
+                answers.push(known.unwrap_or_else(|| vec![true; frame.opened.len()]));
                 continue;
+            }
+            if begins && next == began_at {
+                self.forget_answers(connection, u64::MAX).await?;
             }
             let taken = deliveries::write(connection, &frame.delivery).await?;
             let mut taken = taken.into_iter();
             let responses: Vec<bool> = frame.opened.iter().map(|opened| *opened && taken.next().unwrap_or(false)).collect();
-            self.keep_answer(connection, frame, &responses).await?;
+            self.keep_answer(connection, &frame.head, &responses).await?;
             answers.push(responses);
-            next += 1;
+            next = frame.head.lane_sequence + 1;
         }
         if next != began_at {
             self.advance(connection, next).await?;
@@ -205,69 +219,52 @@ impl Transaction for TakeFrames {
     }
 }
 
-/// Whether the answer to a frame is no longer kept, when the lane is at `next`.
-fn is_forgotten(lane_sequence: u64, next: u64) -> bool {
-    lane_sequence < next.saturating_sub(LANE_ANSWERS_KEPT)
-}
-
 impl TakeFrames {
-    /// The sequence that this incarnation of the lane expects. A new incarnation begins at 1 again (X8).
-    async fn next_sequence(&self, connection: &mut Connection) -> Result<u64, Fault> {
+    /// How far the lane has come; `None` before its first frame.
+    async fn lane(&self, connection: &mut Connection) -> Result<Option<LaneState>, Fault> {
         let failed = "could not read how far a lane has come";
         let row = sqlx::query("SELECT incarnation, next_sequence FROM lanes_in WHERE hub = $1 AND group_id = $2")
             .bind(self.hub.as_str())
             .bind(self.group_id.as_str())
-            .fetch_optional(&mut *connection)
+            .fetch_optional(connection)
             .await
             .context(failed)?;
-        let Some(row) = row else { return Ok(1) };
-        let incarnation: Vec<u8> = row.try_get("incarnation").context(failed)?;
-        if incarnation == self.incarnation.0 {
-            return Ok(unsigned(row.try_get("next_sequence").context(failed)?));
-        }
-        Ok(1)
-    }
-
-    /// Looks at all frames before anything is written: a refused batch changes nothing.
-    async fn check(&self, connection: &mut Connection, next: u64) -> Result<Option<Taken>, Fault> {
-        let mut expected = next;
-        for frame in &self.frames {
-            if frame.lane_sequence > expected {
-                return Ok(Some(Taken::Gap(expected)));
-            }
-            if frame.lane_sequence == expected {
-                expected += 1;
-                continue;
-            }
-            // A repeat. Of one so old that its answer is forgotten, all that is left to say is that it was taken.
-            if is_forgotten(frame.lane_sequence, next) {
-                continue;
-            }
-            let known = self.stored_answer(connection, frame.lane_sequence).await?;
-            if known.is_none_or(|(digest, _)| digest != frame.digest) {
-                return Ok(Some(Taken::Conflict));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn stored_answer(&self, connection: &mut Connection, sequence: u64) -> Result<Option<(Vec<u8>, Vec<bool>)>, Fault> {
-        let failed = "could not read a lane's answer";
-        let row =
-            sqlx::query("SELECT digest, responses FROM lane_answers WHERE hub = $1 AND group_id = $2 AND lane_sequence = $3")
-                .bind(self.hub.as_str())
-                .bind(self.group_id.as_str())
-                .bind(integer(sequence))
-                .fetch_optional(&mut *connection)
-                .await
-                .context(failed)?;
         let Some(row) = row else { return Ok(None) };
-        let responses: Vec<u8> = row.try_get("responses").context(failed)?;
-        let taken = responses.into_iter().map(|response| response == 1).collect();
-        Ok(Some((row.try_get("digest").context(failed)?, taken)))
+        let incarnation: Vec<u8> = row.try_get("incarnation").context(failed)?;
+        Ok(Some(LaneState {
+            incarnation: Incarnation::from_bytes(&incarnation).context(failed)?,
+            next_sequence: unsigned(row.try_get("next_sequence").context(failed)?),
+        }))
     }
 
-    async fn keep_answer(&self, connection: &mut Connection, frame: &ArrivedFrame, taken: &[bool]) -> Result<(), Fault> {
+    /// What was answered to those of these frames that come before `expected`, as far as it is kept.
+    async fn kept_answers(&self, connection: &mut Connection, heads: &[FrameHead], expected: u64) -> Result<KeptAnswers, Fault> {
+        let failed = "could not read a lane's answers";
+        let mut kept = KeptAnswers::new();
+        let Some(first) = heads.first().map(|head| head.lane_sequence).filter(|first| *first < expected) else { return Ok(kept) };
+        let last = heads.last().map_or(first, |head| head.lane_sequence).min(expected - 1);
+        let rows = sqlx::query(
+            "SELECT lane_sequence, digest, responses FROM lane_answers \
+             WHERE hub = $1 AND group_id = $2 AND lane_sequence >= $3 AND lane_sequence <= $4",
+        )
+        .bind(self.hub.as_str())
+        .bind(self.group_id.as_str())
+        .bind(integer(first))
+        .bind(integer(last))
+        .fetch_all(connection)
+        .await
+        .context(failed)?;
+        for row in rows {
+            let digest: Vec<u8> = row.try_get("digest").context(failed)?;
+            let digest = digest.try_into().map_err(|_| Fault::new("a lane's answer has no digest"))?;
+            let responses: Vec<u8> = row.try_get("responses").context(failed)?;
+            let taken = responses.into_iter().map(|response| response == 1).collect();
+            kept.insert(unsigned(row.try_get("lane_sequence").context(failed)?), (digest, taken));
+        }
+        Ok(kept)
+    }
+
+    async fn keep_answer(&self, connection: &mut Connection, head: &FrameHead, taken: &[bool]) -> Result<(), Fault> {
         let responses: Vec<u8> = taken.iter().map(|taken| u8::from(*taken)).collect();
         sqlx::query(
             "INSERT INTO lane_answers (hub, group_id, lane_sequence, digest, responses) VALUES ($1, $2, $3, $4, $5) \
@@ -276,8 +273,8 @@ impl TakeFrames {
         )
         .bind(self.hub.as_str())
         .bind(self.group_id.as_str())
-        .bind(integer(frame.lane_sequence))
-        .bind(frame.digest.as_slice())
+        .bind(integer(head.lane_sequence))
+        .bind(head.digest.as_slice())
         .bind(responses)
         .execute(connection)
         .await
@@ -286,7 +283,6 @@ impl TakeFrames {
     }
 
     async fn advance(&self, connection: &mut Connection, next: u64) -> Result<(), Fault> {
-        let failed = "could not advance a lane";
         sqlx::query(
             "INSERT INTO lanes_in (hub, group_id, incarnation, next_sequence) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (hub, group_id) \
@@ -298,15 +294,19 @@ impl TakeFrames {
         .bind(integer(next))
         .execute(&mut *connection)
         .await
-        .context(failed)?;
-        let forgotten = "DELETE FROM lane_answers WHERE hub = $1 AND group_id = $2 AND lane_sequence < $3";
-        sqlx::query(forgotten)
+        .context("could not advance a lane")?;
+        self.forget_answers(connection, next.saturating_sub(LANE_ANSWERS_KEPT)).await
+    }
+
+    /// Forgets the answers to frames before this sequence.
+    async fn forget_answers(&self, connection: &mut Connection, before: u64) -> Result<(), Fault> {
+        sqlx::query("DELETE FROM lane_answers WHERE hub = $1 AND group_id = $2 AND lane_sequence < $3")
             .bind(self.hub.as_str())
             .bind(self.group_id.as_str())
-            .bind(integer(next.saturating_sub(LANE_ANSWERS_KEPT)))
+            .bind(integer(before))
             .execute(connection)
             .await
-            .context(failed)?;
+            .context("could not forget a lane's answers")?;
         Ok(())
     }
 }

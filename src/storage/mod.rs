@@ -5,12 +5,17 @@
 
 pub mod accounts;
 pub mod answers;
+pub mod blocks;
+pub mod clients;
 pub mod deliveries;
 pub mod groups;
+pub mod housekeeping;
+mod invites;
 pub mod key_packages;
 pub mod lanes;
 pub mod queues;
 pub mod settings;
+pub mod status;
 mod writer;
 
 #[cfg(test)]
@@ -122,14 +127,15 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, Fault> {
 
 /// The backend's migrations, in order.
 fn migrator() -> Migrator {
-    let initial = include_str!("migrations/sqlite/0001_initial.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "initial".into(),
-        MigrationType::Simple,
-        sqlx::SqlStr::from_static(initial),
-        false,
-    )])
+    let migrations = [
+        (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
+        (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
+        (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
+    ];
+    let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
+        Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)
+    };
+    Migrator::with_migrations(migrations.into_iter().map(migration).collect())
 }
 
 fn lock(directory: &Path) -> Result<std::fs::File, Fault> {

@@ -4,17 +4,22 @@
 
 use sqlx::Row as _;
 
-use super::answers::{Known, RequestKey};
+use super::answers::{Known, RequestKey, StoredAnswer};
 use super::deliveries::{DeliveryWrite, LocalRecipient};
-use super::groups::{AcceptRequest, Acceptance, GroupChange, WriteSnapshot};
+use super::groups::{AcceptRequest, Acceptance, GroupChange, MemberRow, WriteSnapshot};
 use super::lanes::{ArrivedFrame, DropFrames, TakeFrames, Taken};
-use super::queues::{AckEntries, CreateQueue, DeleteQueue};
+use super::queues::{AckEntries, CreateQueue, Created, DeleteQueue};
 use super::*;
 use crate::base::ids::{Incarnation, QueueId, RequestId};
+use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
 use crate::ds::state::{Head, Member};
+use crate::qs::lanes::FrameHead;
+use crate::qs::queue::QueueLimits;
 use crate::wire::encode;
-use crate::wire::qs::Delivery;
+use crate::wire::qs::{DeliveredMessage, Delivery};
+
+mod queues;
 
 const NOW: UnixMillis = UnixMillis(1_000_000);
 const GROUP: &str = "mimi://a.test/g/1";
@@ -42,10 +47,19 @@ async fn queue(storage: &Storage, number: u8) -> LocalRecipient {
         queue_id,
         owner_key: vec![number; 32],
         client: format!("mimi://a.test/d/user{number}/phone").parse().expect("a client"),
+        client_key_hash: [number; 32],
         generation: 1,
+        limits: Limits::default(),
+        now: NOW,
     };
-    assert_eq!(storage.write(create).await.expect("written"), None);
-    LocalRecipient { queue_id, generation: 1 }
+    assert_eq!(storage.write(create).await.expect("written"), Created::Done);
+    LocalRecipient { queue_id, generation: 1, invite: None }
+}
+
+async fn delete(storage: &Storage, queue_id: QueueId) {
+    let key = RequestKey::new(b"owner", RequestId(queue_id.0), [0; 32]);
+    let delete = DeleteQueue { key, response: Vec::new(), answer_expires_at: NOW, queue_id };
+    assert_eq!(storage.write(delete).await.expect("written"), None);
 }
 
 fn delivery(local: Vec<LocalRecipient>, remote: &[&str]) -> DeliveryWrite {
@@ -53,9 +67,11 @@ fn delivery(local: Vec<LocalRecipient>, remote: &[&str]) -> DeliveryWrite {
         hub: domain("a.test"),
         group_id: GROUP.to_owned(),
         epoch: 1,
-        delivery: encode(&Delivery::MessagesLost),
+        delivery: encode(&Delivery::Message(DeliveredMessage { message: vec![7; 10].into(), receipt: None })),
+        tells_loss: false,
         now: NOW,
         local,
+        limits: QueueLimits { entries_max: 10_000, octets_max: 1_000_000 },
         remote: remote.iter().map(|name| (domain(name), b"recipients".to_vec())).collect(),
     }
 }
@@ -64,9 +80,7 @@ fn accept(number: u8, revision: Option<u64>, deliveries: Vec<DeliveryWrite>) -> 
     let head = Head::default().to_record().expect("a record");
     let change = GroupChange { head, group_info: Some(vec![1]), ..GroupChange::default() };
     AcceptRequest {
-        key: key(number, number),
-        response: vec![number],
-        answer_expires_at: NOW,
+        answer: Some(StoredAnswer { key: key(number, number), response: vec![number], expires_at: NOW }),
         group_id: GROUP.to_owned(),
         revision,
         change: revision.is_none().then_some(change),
@@ -76,10 +90,10 @@ fn accept(number: u8, revision: Option<u64>, deliveries: Vec<DeliveryWrite>) -> 
 
 /// Every row of every table, as text: what "nothing changed" means.
 async fn dump(storage: &Storage) -> Vec<String> {
-    let tables = ["groups", "group_members", "group_snapshots", "group_log", "answers", "bodies", "queues", "queue_entries"];
-    let more = ["key_packages", "lanes", "lane_frames", "lanes_in", "lane_answers", "users", "invitations", "domains"];
+    let names =
+        sqlx::query("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetch_all(storage.readers()).await;
     let mut rows = Vec::new();
-    for table in tables.iter().chain(&more) {
+    for table in names.expect("readable").iter().map(|row| row.try_get::<String, _>("name").expect("a name")) {
         let found = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(storage.readers()).await;
         for row in found.expect("readable") {
             let columns = (0..row.len()).map(|column| {
@@ -114,7 +128,10 @@ async fn a_request_is_accepted_once_with_its_answer_and_its_deliveries() {
     // The same request again, the same id with other content, and one decided on an older state.
     let again = storage.write(accept(2, Some(0), both.clone())).await.expect("answered");
     assert_eq!(again, Acceptance::Known(Known::Answered(vec![2])));
-    let other = AcceptRequest { key: key(2, 9), ..accept(2, Some(0), both.clone()) };
+    let other = AcceptRequest {
+        answer: Some(StoredAnswer { key: key(2, 9), response: vec![2], expires_at: NOW }),
+        ..accept(2, Some(0), both.clone())
+    };
     assert_eq!(storage.write(other).await.expect("answered"), Acceptance::Known(Known::OtherContent));
     assert_eq!(storage.write(accept(3, Some(7), both.clone())).await.expect("answered"), Acceptance::Conflict);
     assert_eq!(storage.write(accept(4, None, Vec::new())).await.expect("answered"), Acceptance::Conflict, "the id is taken");
@@ -125,7 +142,7 @@ async fn a_request_is_accepted_once_with_its_answer_and_its_deliveries() {
 async fn sequences_have_no_gaps_and_a_body_lives_as_long_as_it_is_needed() {
     let (_directory, storage) = open().await;
     let (first, second) = (queue(&storage, 1).await, queue(&storage, 2).await);
-    let gone = LocalRecipient { queue_id: QueueId([9; 16]), generation: 1 };
+    let gone = LocalRecipient { queue_id: QueueId([9; 16]), generation: 1, invite: None };
     let retired = LocalRecipient { generation: 0, ..second.clone() };
     storage.write(accept(1, None, Vec::new())).await.expect("written");
     for number in 0..120 {
@@ -145,9 +162,9 @@ async fn sequences_have_no_gaps_and_a_body_lives_as_long_as_it_is_needed() {
     assert_eq!(sequences(storage.entries(first.queue_id, 1, 500).await.expect("read")), (101..=120).collect::<Vec<_>>());
     let waiting = storage.entries(second.queue_id, 1, 500).await.expect("read").len();
     assert!(waiting >= 60, "the other queue is not touched");
-    storage.write(DeleteQueue(second.queue_id)).await.expect("written");
+    delete(&storage, second.queue_id).await;
     assert_eq!(count(&storage, "bodies").await, 20, "what no queue refers to is gone");
-    storage.write(DeleteQueue(first.queue_id)).await.expect("written");
+    delete(&storage, first.queue_id).await;
     assert_eq!(count(&storage, "bodies").await, 0);
 }
 
@@ -177,8 +194,7 @@ async fn lane_frames_wait_in_order_until_they_are_dropped() {
 
 fn take(incarnation: u8, frames: &[(u64, u8)], recipient: &LocalRecipient) -> TakeFrames {
     let frame = |(lane_sequence, digest): &(u64, u8)| ArrivedFrame {
-        lane_sequence: *lane_sequence,
-        digest: [*digest; 32],
+        head: FrameHead { lane_sequence: *lane_sequence, digest: [*digest; 32], is_reset: false },
         opened: vec![false, true],
         delivery: delivery(vec![recipient.clone()], &[]),
     };
@@ -215,8 +231,21 @@ async fn a_lane_is_taken_once_in_order_and_without_gaps() {
     storage.write(take(1, &later, &recipient)).await.expect("written");
     let old = storage.write(take(1, &[(1, 1)], &recipient)).await.expect("answered");
     assert_eq!(old, Taken::All(vec![vec![true, true]]));
-    let new_life = storage.write(take(2, &[(1, 7)], &recipient)).await.expect("written");
-    assert_eq!(new_life, Taken::All(vec![row]));
+    let before = dump(&storage).await;
+    let new_life = storage.write(take(2, &[(1, 7)], &recipient)).await.expect("answered");
+    assert_eq!(new_life, Taken::Conflict, "another life without a reset");
+    assert_eq!(dump(&storage).await, before, "nothing changed");
+    let mut reset = take(2, &[(1, 7), (2, 8)], &recipient);
+    reset.frames[0].head.is_reset = true;
+    reset.frames[0].delivery.tells_loss = true;
+    assert_eq!(storage.write(reset).await.expect("written"), Taken::All(vec![row.clone(), row.clone()]));
+    let next = storage.entries(recipient.queue_id, 2_001, 10).await.expect("read");
+    assert_eq!(next.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [2_001, 2_002]);
+    assert_eq!(next[0].delivery, Delivery::MessagesLost, "what the life before had not delivered is lost");
+    let repeat = storage.write(take(2, &[(2, 8)], &recipient)).await.expect("answered");
+    assert_eq!(repeat, Taken::All(vec![row]));
+    let old_life = storage.write(take(1, &[(2_001, 1)], &recipient)).await.expect("answered");
+    assert_eq!(old_life, Taken::Gap(1), "the life before is over");
 }
 
 #[tokio::test]
@@ -299,10 +328,13 @@ async fn a_group_state_reads_back_as_it_was_written() {
         client: "mimi://a.test/d/alice/phone".parse().expect("a client"),
         queue: crate::ds::QueueAddress { domain: domain("a.test"), information: vec![5] },
         joined_epoch: 0,
+        user_key_hash: [6; 32],
+        heard_at_ms: 7,
+        not_after_ms: 8,
     };
     let mut create = accept(1, None, Vec::new());
     if let Some(change) = &mut create.change {
-        change.set = vec![(0, member.to_record().expect("a record")), (3, member.to_record().expect("a record"))];
+        change.set = vec![(0, MemberRow::of(&member).expect("a row")), (3, MemberRow::of(&member).expect("a row"))];
     }
     storage.write(create).await.expect("written");
     let uri = GROUP.parse().expect("a group");

@@ -1,5 +1,9 @@
 //! Tests of the house itself: who imports whom, and that rules, code and documentation keep in step.
 
+pub(crate) mod forged;
 mod layers;
+mod refusals;
 mod rules;
 mod source;
+mod switched_off;
+mod unit_tests;

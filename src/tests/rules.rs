@@ -9,24 +9,26 @@ use super::source::{SourceFile, root, rust_files, sources};
 
 /// A row of the table.
 #[derive(Debug, PartialEq, Eq)]
-struct Rule {
-    requirements: BTreeSet<String>,
-    codes: Vec<String>,
-    files: BTreeSet<String>,
+pub(super) struct Rule {
+    pub(super) requirements: BTreeSet<String>,
+    pub(super) codes: Vec<String>,
+    pub(super) files: BTreeSet<String>,
 }
 
 /// A citation in a file.
 #[derive(Debug)]
-struct Citation {
-    id: String,
-    file: String,
+pub(super) struct Citation {
+    pub(super) id: String,
+    pub(super) file: String,
+    /// Counted from 0.
+    pub(super) line: usize,
     requirements: BTreeSet<String>,
     /// What is checked, up to the first comma or stop.
     what: String,
 }
 
 /// The ids in `text`, with where each ends.
-fn ids(text: &str) -> Vec<(String, usize)> {
+pub(super) fn ids(text: &str) -> Vec<(String, usize)> {
     let mut found = Vec::new();
     for service in ["DS-", "QS-", "AS-"] {
         for (at, _) in text.match_indices(service) {
@@ -46,7 +48,7 @@ fn list(text: &str) -> BTreeSet<String> {
 }
 
 /// The rows `| id | what is checked | requirements | answer | files |`.
-fn table(text: &str) -> Result<BTreeMap<String, Rule>, String> {
+pub(super) fn table(text: &str) -> Result<BTreeMap<String, Rule>, String> {
     let mut table = BTreeMap::new();
     for line in text.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
@@ -67,9 +69,9 @@ fn table(text: &str) -> Result<BTreeMap<String, Rule>, String> {
 }
 
 /// The citations of a file.
-fn citations(file: &SourceFile) -> Vec<Citation> {
+pub(super) fn citations(file: &SourceFile) -> Vec<Citation> {
     let mut found = Vec::new();
-    for line in file.text.lines() {
+    for (number, line) in file.text.lines().enumerate() {
         let line = line.trim_start();
         let Some(comment) = line.strip_prefix("///").or_else(|| line.strip_prefix("//")).map(str::trim_start) else { continue };
         let Some((id, end)) = ids(comment).into_iter().find(|(id, end)| id.len() == *end) else { continue };
@@ -80,7 +82,7 @@ fn citations(file: &SourceFile) -> Vec<Citation> {
         };
         let Some(what) = rest.trim_start().strip_prefix(':') else { continue };
         let what = what.split([',', '.', ';', ':']).next().unwrap_or_default().trim().to_owned();
-        found.push(Citation { id, file: format!("src/{}", file.path), requirements, what });
+        found.push(Citation { id, file: format!("src/{}", file.path), line: number, requirements, what });
     }
     found
 }
@@ -114,7 +116,7 @@ fn differences(table: &BTreeMap<String, Rule>, citations: &[Citation]) -> Vec<St
     found
 }
 
-fn read(path: &str) -> String {
+pub(super) fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).expect("a readable document")
 }
 

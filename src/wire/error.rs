@@ -1,5 +1,7 @@
 //! The one table of error codes, and [`Rejection`]: what the *other* side did wrong, as it is told.
 
+use std::time::Duration;
+
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
 use super::codec::{List, Opaque, decode, encode};
@@ -207,6 +209,17 @@ impl Rejection {
         Self::with(ErrorCode::ReplayedOrStale, &ServerTime { server_time_ms: now.0 })
     }
 
+    /// [`ErrorCode::PendingProposals`], with MLSMessages of the DS's Removes.
+    pub fn pending_proposals(proposals: List<Opaque>) -> Self {
+        Self::with(ErrorCode::PendingProposals, &PendingProposals { proposals })
+    }
+
+    /// [`ErrorCode::RateLimited`]: the sender is to wait this long, at least a millisecond.
+    pub fn rate_limited(wait: Duration) -> Self {
+        let retry_after_ms = u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).max(1);
+        Self::with(ErrorCode::RateLimited, &RetryAfter { retry_after_ms })
+    }
+
     /// [`ErrorCode::UnreachableDomain`].
     pub fn unreachable(why: UnreachableReason, sent: Sent) -> Self {
         Self::with(ErrorCode::UnreachableDomain, &UnreachableDomain { why, sent })
@@ -220,6 +233,11 @@ impl Rejection {
     /// The detail of a [`ErrorCode::ReplayedOrStale`].
     pub fn as_replayed_or_stale(&self) -> Option<ServerTime> {
         self.detail_of(ErrorCode::ReplayedOrStale)
+    }
+
+    /// The detail of a [`ErrorCode::RateLimited`].
+    pub fn as_rate_limited(&self) -> Option<RetryAfter> {
+        self.detail_of(ErrorCode::RateLimited)
     }
 
     /// The detail of a [`ErrorCode::UnreachableDomain`].
@@ -272,5 +290,7 @@ mod tests {
         assert_eq!((detail.current_epoch, detail.accepted_commit_hash), (7, Some([3; 32])));
         assert!(rejection.as_unreachable().is_none());
         assert!(decode::<ErrorCode>(&[0xff, 0xff]).is_err());
+        let wait = |micros| Rejection::rate_limited(Duration::from_micros(micros)).as_rate_limited().expect("its detail");
+        assert_eq!((wait(0).retry_after_ms, wait(1_500_001).retry_after_ms), (1, 1_501), "never too short, never none");
     }
 }

@@ -2,11 +2,14 @@
 
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque};
+use super::codec::{List, Opaque, encode};
 use super::error::Rejection;
 use super::info::DomainInfo;
 use super::qs::{Delivery, QueueingServiceResponse};
+use crate::base::crypto::{SigningKey, verify_with_label};
 use crate::base::ids::Incarnation;
+
+const STATUS_LABEL: &str = "MIMI credential status";
 
 /// A request of one node to another.
 #[derive(Clone, Debug, PartialEq, Eq, TlsSize, TlsSerialize, TlsDeserializeBytes)]
@@ -25,6 +28,8 @@ pub enum PeerRequest {
     CredentialStatus(CredentialStatusRequest),
     /// Connect back and tell what you saw (X10).
     ProbeBack,
+    /// The sender's own list has changed (X1): to the hubs that deliver to its users.
+    CredentialStatusPush(CredentialStatus),
 }
 
 /// The answer to a [`PeerRequest`].
@@ -46,6 +51,8 @@ pub enum PeerResponse {
     ProbeBack(Opaque),
     /// The request as a whole was refused.
     Error(Rejection),
+    /// Done, nothing more to say: for `credential_status_push`.
+    Done,
 }
 
 /// `hello` (X7), from both sides, checked against the certificate.
@@ -145,4 +152,28 @@ pub struct CredentialStatus {
     pub revoked: List<Opaque>,
     /// SignWithLabel(AS root key, "MIMI credential status", all of the above).
     pub signature: Opaque,
+}
+
+impl CredentialStatus {
+    /// What is signed: the encoding up to where the signature begins.
+    fn signed_octets(&self) -> Vec<u8> {
+        let unsigned = Self { signature: Opaque::default(), ..self.clone() };
+        let mut octets = encode(&unsigned);
+        // An empty vector is a single octet.
+        octets.pop();
+        octets
+    }
+
+    /// The list with the signature of an AS root's key.
+    #[must_use]
+    pub fn sign(self, key: &SigningKey) -> Self {
+        let signature = key.sign_with_label(STATUS_LABEL, &self.signed_octets()).into();
+        Self { signature, ..self }
+    }
+
+    /// Whether `public_key` (an AS root's, Ed25519) signed this list.
+    #[must_use]
+    pub fn is_signed_by(&self, public_key: &[u8]) -> bool {
+        verify_with_label(public_key, STATUS_LABEL, &self.signed_octets(), &self.signature)
+    }
 }

@@ -199,8 +199,8 @@ enums! {
         ResyncClient(body), Propose(body), LeaveGroup(body), SendMessage(body), UpdateGroup(body), ListGroups
     }
     KeysRequest { Publish(body), Count, Claim(body) }
-    PeerRequest { Hello(body), Proxy(body), Lanes(body), DomainInfo, CredentialStatus(body), ProbeBack }
-    PeerResponse { Hello(body), Proxy(body), Lanes(body), DomainInfo(body), CredentialStatus(body), ProbeBack(body), Error(body) }
+    PeerRequest { Hello(body), Proxy(body), Lanes(body), DomainInfo, CredentialStatus(body), ProbeBack, CredentialStatusPush(body) }
+    PeerResponse { Hello(body), Proxy(body), Lanes(body), DomainInfo(body), CredentialStatus(body), ProbeBack(body), Error(body), Done }
     LaneResult { Accepted(body), Gap(body), Refused(body) }
     QsSender { Client(body), Owner(body), User(body) }
     QsRequest { Create(body), Fetch(body), Subscribe(body), Ack(body), Delete, NewGeneration, RetireGeneration(body) }

@@ -152,6 +152,7 @@ variants! {
         DomainInfo: "peer_request/domain_info",
         CredentialStatus: "peer_request/credential_status",
         ProbeBack: "peer_request/probe_back",
+        CredentialStatusPush: "peer_request/credential_status_push",
     }
     PeerResponse {
         Hello: "peer_response/hello",
@@ -161,6 +162,7 @@ variants! {
         CredentialStatus: "peer_response/credential_status",
         ProbeBack: "peer_response/probe_back",
         Error: "peer_response/error",
+        Done: "peer_response/done",
     }
     LaneResult {
         Accepted: "lane_result/accepted",
@@ -566,6 +568,7 @@ fn peer_requests() -> Vec<PeerRequest> {
         PeerRequest::DomainInfo,
         PeerRequest::CredentialStatus(CredentialStatusRequest { known_version: 4 }),
         PeerRequest::ProbeBack,
+        PeerRequest::CredentialStatusPush(credential_status()),
     ]
 }
 
@@ -579,6 +582,7 @@ fn peer_responses() -> Vec<PeerResponse> {
         PeerResponse::CredentialStatus(credential_status()),
         PeerResponse::ProbeBack(text("connected to a.test in 12 ms")),
         PeerResponse::Error(rejection(ErrorCode::RateLimited)),
+        PeerResponse::Done,
     ]
 }
 

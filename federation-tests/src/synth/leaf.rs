@@ -62,9 +62,9 @@ pub struct Capabilities {
 }
 
 impl Default for Capabilities {
-    /// X.509 credentials, and the KeyPackage extension of private-use type 0xF0C0.
+    /// X.509 credentials, and the private-use types 0xF0C0 of KeyPackages and 0xF0C1 of GroupContexts.
     fn default() -> Self {
-        Self { extensions: vec![0xF0C0], proposals: Vec::new(), credentials: vec![CREDENTIAL_X509] }
+        Self { extensions: vec![0xF0C0, 0xF0C1], proposals: Vec::new(), credentials: vec![CREDENTIAL_X509] }
     }
 }
 
@@ -105,7 +105,8 @@ impl Identity {
 
 /// Where a leaf comes from, and what depends on it (RFC 9420 §7.2).
 pub(super) enum LeafSource<'a> {
-    KeyPackage { now_s: u64 },
+    KeyPackage { not_before_s: u64, not_after_s: u64 },
+    Update { group_id: &'a [u8], leaf_index: u32 },
     Commit { parent_hash: &'a [u8], group_id: &'a [u8], leaf_index: u32 },
 }
 
@@ -122,15 +123,16 @@ pub(super) fn leaf_node(
         .raw(&identity.credential)
         .raw(&capabilities.encode());
     let leaf = match source {
-        LeafSource::KeyPackage { now_s } => {
-            leaf.u8(1).u64(now_s.saturating_sub(LIFETIME_BEFORE_S)).u64(now_s.saturating_add(LIFETIME_AFTER_S))
-        }
+        LeafSource::KeyPackage { not_before_s, not_after_s } => leaf.u8(1).u64(*not_before_s).u64(*not_after_s),
+        LeafSource::Update { .. } => leaf.u8(2),
         LeafSource::Commit { parent_hash, .. } => leaf.u8(3).vector(parent_hash),
     };
     let leaf = leaf.raw(&encode_extensions(&[]));
     let to_sign = match source {
         LeafSource::KeyPackage { .. } => leaf.clone(),
-        LeafSource::Commit { group_id, leaf_index, .. } => leaf.clone().vector(group_id).u32(*leaf_index),
+        LeafSource::Update { group_id, leaf_index } | LeafSource::Commit { group_id, leaf_index, .. } => {
+            leaf.clone().vector(group_id).u32(*leaf_index)
+        }
     };
     leaf.vector(&identity.sign("LeafNodeTBS", &to_sign.finish())).finish()
 }
@@ -153,7 +155,19 @@ impl KeyPackage {
         now_s: u64,
         rng: &mut ChaCha20Rng,
     ) -> Self {
-        let leaf = leaf_node(&identity, &capabilities, &LeafSource::KeyPackage { now_s }, rng);
+        let lifetime = (now_s.saturating_sub(LIFETIME_BEFORE_S), now_s.saturating_add(LIFETIME_AFTER_S));
+        Self::living(identity, capabilities, extensions, lifetime, rng)
+    }
+
+    /// A fresh KeyPackage, valid from and until these seconds since 1970.
+    pub fn living(
+        identity: Identity,
+        capabilities: Capabilities,
+        extensions: &[Extension],
+        (not_before_s, not_after_s): (u64, u64),
+        rng: &mut ChaCha20Rng,
+    ) -> Self {
+        let leaf = leaf_node(&identity, &capabilities, &LeafSource::KeyPackage { not_before_s, not_after_s }, rng);
         let package = Encoder::new()
             .u16(PROTOCOL_VERSION)
             .u16(CIPHERSUITE)

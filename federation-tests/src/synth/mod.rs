@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
 
-use encode::{Encoder, hash};
+use encode::{Encoder, hash, ref_hash};
 use leaf::{CIPHERSUITE, LeafSource, PROTOCOL_VERSION, encode_extensions, leaf_node};
 pub use leaf::{Capabilities, Extension, Identity, KeyPackage};
 use tree::Tree;
@@ -28,7 +28,9 @@ const WIRE_FORMAT_GROUP_INFO: u16 = 4;
 const EXTENSION_RATCHET_TREE: u16 = 2;
 const EXTENSION_EXTERNAL_PUB: u16 = 4;
 const PROPOSAL_ADD: u16 = 1;
+const PROPOSAL_UPDATE: u16 = 2;
 const PROPOSAL_REMOVE: u16 = 3;
+const PROPOSAL_EXTERNAL_INIT: u16 = 6;
 const PROPOSAL_GROUP_CONTEXT_EXTENSIONS: u16 = 7;
 /// ContentType of an application message (RFC 9420 §6).
 pub const CONTENT_TYPE_APPLICATION: u8 = 1;
@@ -37,8 +39,10 @@ pub const CONTENT_TYPE_PROPOSAL: u8 = 2;
 /// ContentType of a commit.
 pub const CONTENT_TYPE_COMMIT: u8 = 3;
 const SENDER_MEMBER: u8 = 1;
-/// ProposalOrRef: by value.
+const SENDER_NEW_MEMBER_COMMIT: u8 = 4;
+/// ProposalOrRef: by value, by reference.
 const BY_VALUE: u8 = 1;
+const BY_REFERENCE: u8 = 2;
 
 /// A commit asked for cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,9 +55,38 @@ pub enum SynthError {
     RemovesItself(u32),
 }
 
+/// A proposal that was sent by itself, for commits of its epoch to cover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// Its ProposalRef (RFC 9420 §5.2).
+    pub reference: [u8; 32],
+    /// What it does to the tree.
+    pub effect: Effect,
+}
+
+/// What a [`Proposal`] does to the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Removes this leaf.
+    Remove(u32),
+    /// Replaces this leaf by this encoded LeafNode.
+    Update(u32, Vec<u8>),
+}
+
+impl Proposal {
+    /// An external sender's Remove of `leaf`, as the MLSMessage that the DS sent.
+    pub fn external_remove(message: &[u8], leaf: u32) -> Self {
+        // Behind the version it is the AuthenticatedContent: what is not a member's has no membership tag.
+        let content = message.get(2..).unwrap_or_default();
+        Self { reference: ref_hash("Proposal Reference", content), effect: Effect::Remove(leaf) }
+    }
+}
+
 /// What a commit is to do.
 #[derive(Clone, Default)]
 pub struct Change {
+    /// Proposals that the commit covers by reference.
+    pub cover: Vec<Proposal>,
     /// Leaves to remove, each by value.
     pub remove: Vec<u32>,
     /// KeyPackages to add, each by value.
@@ -245,6 +278,19 @@ impl SynthGroup {
         Ok(message.vector(&tag).finish())
     }
 
+    /// A member's Update of its own leaf, as a proposal by itself: the MLSMessage, and what a commit needs to cover it.
+    pub fn propose_update(&mut self, leaf: u32) -> Result<(Vec<u8>, Proposal), SynthError> {
+        let Member { identity, capabilities } = self.members.get(&leaf).ok_or(SynthError::NotAMember(leaf))?.clone();
+        let source = LeafSource::Update { group_id: &self.group_id, leaf_index: leaf };
+        let node = leaf_node(&identity, &capabilities, &source, &mut self.rng);
+        let content = Encoder::new().u16(PROPOSAL_UPDATE).raw(&node).finish();
+        let message = self.public_message(leaf, CONTENT_TYPE_PROPOSAL, &content)?;
+        // The AuthenticatedContent is all but the version before it and the membership tag behind it.
+        let tag = Encoder::new().vector(&[0; 32]).finish().len();
+        let reference = ref_hash("Proposal Reference", &message[2..message.len() - tag]);
+        Ok((message, Proposal { reference, effect: Effect::Update(leaf, node) }))
+    }
+
     /// FramedContent of a member.
     fn framed(&self, sender: u32, content_type: u8, content: &[u8]) -> Vec<u8> {
         Encoder::new()
@@ -302,11 +348,58 @@ impl SynthGroup {
         Ok(Forged { commit, group_info, welcome })
     }
 
+    /// Makes an external commit by which `identity` joins and `remove`, a leaf it had before, goes; enters the epoch that it makes.
+    /// Says at which leaf it joined.
+    pub fn join(
+        &mut self,
+        identity: &Identity,
+        capabilities: &Capabilities,
+        remove: Option<u32>,
+    ) -> Result<(u32, Forged), SynthError> {
+        if let Some(blank) = remove.filter(|leaf| !self.members.contains_key(leaf)) {
+            return Err(SynthError::NotAMember(blank));
+        }
+        let context_before = self.context();
+        let kem_output = self.rng.random::<[u8; 32]>();
+        let mut proposals = Encoder::new().u8(BY_VALUE).u16(PROPOSAL_EXTERNAL_INIT).vector(&kem_output);
+        if let Some(leaf) = remove {
+            proposals = proposals.u8(BY_VALUE).u16(PROPOSAL_REMOVE).u32(leaf);
+            self.tree.remove(leaf as usize);
+            self.members.remove(&leaf);
+        }
+        let joined = self.tree.add(Vec::new()) as u32;
+        let member = Member { identity: identity.clone(), capabilities: capabilities.clone() };
+        self.members.insert(joined, member);
+        let content = Encoder::new().vector(&proposals.finish()).u8(1).raw(&self.apply_path(joined, &[])).finish();
+        let framed = Encoder::new()
+            .vector(&self.group_id)
+            .u64(self.epoch)
+            .u8(SENDER_NEW_MEMBER_COMMIT)
+            .vector(&[])
+            .u8(CONTENT_TYPE_COMMIT)
+            .raw(&content)
+            .finish();
+        let signature = self.sign_framed(joined, &framed, &context_before)?;
+        self.enter_next_epoch(&framed, &signature);
+        let commit = Encoder::new()
+            .u16(PROTOCOL_VERSION)
+            .u16(WIRE_FORMAT_PUBLIC_MESSAGE)
+            .raw(&framed)
+            .vector(&signature)
+            .vector(&self.confirmation_tag)
+            .finish();
+        let group_info = self.group_info(joined, Vec::new())?;
+        Ok((joined, Forged { commit, group_info, welcome: Vec::new() }))
+    }
+
     fn check(&self, committer: u32, change: &Change) -> Result<(), SynthError> {
         if change.remove.contains(&committer) {
             return Err(SynthError::RemovesItself(committer));
         }
-        let mut leaves = std::iter::once(&committer).chain(&change.remove);
+        let covered = change.cover.iter().map(|proposal| match &proposal.effect {
+            Effect::Remove(leaf) | Effect::Update(leaf, _) => leaf,
+        });
+        let mut leaves = std::iter::once(&committer).chain(&change.remove).chain(covered);
         leaves.find(|leaf| !self.members.contains_key(leaf)).map_or(Ok(()), |blank| Err(SynthError::NotAMember(*blank)))
     }
 
@@ -319,6 +412,20 @@ impl SynthGroup {
         }
         for proposal in &change.other {
             proposals = proposals.u8(BY_VALUE).raw(proposal);
+        }
+        for proposal in &change.cover {
+            proposals = proposals.u8(BY_REFERENCE).vector(&proposal.reference);
+        }
+        for proposal in &change.cover {
+            if let Effect::Update(leaf, node) = &proposal.effect {
+                self.tree.update(*leaf as usize, node.clone());
+            }
+        }
+        for proposal in &change.cover {
+            if let Effect::Remove(leaf) = &proposal.effect {
+                self.tree.remove(*leaf as usize);
+                self.members.remove(leaf);
+            }
         }
         for leaf in &change.remove {
             proposals = proposals.u8(BY_VALUE).u16(PROPOSAL_REMOVE).u32(*leaf);

@@ -209,3 +209,33 @@ fn a_spoilt_commit_is_refused_and_an_impossible_one_is_not_made() {
     assert_eq!(group.remove(0, 3), Err(SynthError::NotAMember(3)));
     assert_eq!(group.remove(0, 0), Err(SynthError::RemovesItself(0)));
 }
+
+#[test]
+fn external_commits_and_covered_proposals_are_accepted() {
+    let mut people = People::new(2);
+    let (mut group, mut observer) = create(&mut people, 2);
+    let forged = group.add(0, people.several(4)).unwrap();
+    observer.follow(&group, &forged);
+    for seed in 0..12 {
+        let identity = people.next().identity;
+        let leaves = group.leaves();
+        // Resync: who comes back removes what it was.
+        let remove = (seed % 3 == 1).then(|| leaves[seed % leaves.len()]);
+        let joiner = remove.map_or(identity, |leaf| group.identity(leaf).unwrap().clone());
+        let (joined, forged) = group.join(&joiner, &Capabilities::default(), remove).unwrap();
+        observer.follow(&group, &forged);
+        assert!(group.leaves().contains(&joined));
+
+        let proposer = *group.leaves().first().unwrap();
+        let (message, proposal) = group.propose_update(proposer).unwrap();
+        let message = MlsMessageIn::tls_deserialize_exact(&message).unwrap().try_into_protocol_message().unwrap();
+        let processed = observer.group.process_message(observer.provider.crypto(), message).unwrap();
+        let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else { panic!("not a proposal") };
+        assert_eq!(queued.proposal_reference_ref().as_slice(), proposal.reference);
+        observer.group.add_proposal(&observer.storage, *queued).unwrap();
+        let change = Change { cover: vec![proposal], ..Change::default() };
+        let forged = group.commit(joined, change).unwrap();
+        observer.follow(&group, &forged);
+    }
+    assert!(group.join(&people.next().identity, &Capabilities::default(), Some(99)).is_err());
+}

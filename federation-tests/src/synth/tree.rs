@@ -140,6 +140,14 @@ impl Tree {
         }
     }
 
+    /// Replaces a leaf and blanks its path, as an Update does (§12.1.2).
+    pub(super) fn update(&mut self, index: usize, leaf: Vec<u8>) {
+        self.leaves[index] = Some(leaf);
+        for step in self.direct_path(index) {
+            self.parents[step.node.parent()] = None;
+        }
+    }
+
     /// Replaces the nodes of the leaf's path: those of the filtered path by `keys`, from the bottom, the others by blanks. The answer is
     /// what the new leaf must state as its `parent_hash`.
     pub(super) fn replace_path(&mut self, leaf: usize, keys: &[[u8; 32]]) -> Vec<u8> {

@@ -4,11 +4,15 @@
 mod cli;
 mod client_crash;
 mod crash;
+mod devices;
 mod docs;
+mod gathering;
 mod idempotency;
 mod identity;
+mod leaving;
 mod network;
 mod process;
 mod racing;
+mod recovery;
 mod refusals;
 mod secrecy;

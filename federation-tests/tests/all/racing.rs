@@ -28,15 +28,15 @@ struct Entry {
     group: SynthGroup,
 }
 
-// Shows: of 16 commits that are in flight at once for the same epoch, from members of two domains (the guests' through their own
-// node), exactly one is accepted, and all others are told the hash of the one that was; 50 epochs long. At the end every member's
+// Shows: of 64 commits that are in flight at once for the same epoch, from members of two domains (the guests' through their own
+// node), exactly one is accepted, and all others are told the hash of the one that was; 25 epochs long. At the end every member's
 // queue has each accepted Commit of the others once, in order, with its receipt, and nothing else. Failure: two receipts or none in
 // an epoch, a refusal of any other kind, a queue that lacks, repeats or reorders. Not a failure: who wins.
-// MIMI_TEST_RACERS and MIMI_TEST_EPOCHS make it larger.
+// MIMI_TEST_RACERS and MIMI_TEST_EPOCHS make it larger: 200 epochs take some minutes.
 // covers DS-040
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_commit_per_epoch_is_accepted() -> Result<(), Fault> {
-    let (racers, epochs) = (number("MIMI_TEST_RACERS", 16), number("MIMI_TEST_EPOCHS", 50));
+    let (racers, epochs) = (number("MIMI_TEST_RACERS", 64), number("MIMI_TEST_EPOCHS", 25));
     let mut stage = Stage::open(2, 31).await?;
     let mut people = Vec::new();
     for racer in 0..racers {

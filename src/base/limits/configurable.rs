@@ -50,6 +50,8 @@ pub struct Limits {
     pub key_packages_per_client_max: usize,
     /// The most KeyPackage claims of one asking user in an hour.
     pub claims_per_hour_max: u32,
+    /// The most KeyPackage claims of one other domain's users together in an hour.
+    pub claims_per_domain_per_hour_max: u32,
     /// The queues that a client may have at once.
     pub queues_per_client_max: usize,
     /// The most entries in a queue (X4).
@@ -83,6 +85,7 @@ impl Default for Limits {
             hot_groups_bytes_max: 256 * 1024 * 1024,
             key_packages_per_client_max: 200,
             claims_per_hour_max: 1_000,
+            claims_per_domain_per_hour_max: 20_000,
             queues_per_client_max: 8,
             queue_entries_max: 100_000,
             queue_bytes_max: 256 * 1024 * 1024,
@@ -118,6 +121,8 @@ impl Limits {
             ("removals_at_once_max", self.removals_at_once_max),
             ("group_leaves_max", self.group_leaves_max),
             ("queues_per_client_max", self.queues_per_client_max),
+            ("requests_per_client_per_second_max", self.requests_per_client_per_second_max as usize),
+            ("requests_per_group_per_second_max", self.requests_per_group_per_second_max as usize),
         ];
         match at_least_one.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(Fault::new(format!("limits: {name} is 0, which forbids everything"))),
@@ -129,6 +134,40 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Rows ``| `key` | default | unit | text |`` of the operator's documentation.
+    fn documented() -> Vec<(String, u64, String)> {
+        let text = include_str!("../../../docs/operating.md");
+        let (_, section) = text.split_once("\n## Limits\n").expect("a section about limits");
+        let section = section.split("\n## ").next().unwrap_or(section);
+        let rows = section.lines().filter_map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let key = cells.first()?.strip_prefix('`')?.strip_suffix('`')?;
+            let number = cells.get(1)?.parse().expect("a default is a number");
+            Some((key.to_owned(), number, (*cells.get(2)?).to_owned()))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_documentation_has_each_limit_with_its_default_and_unit() {
+        let defaults = serde_json::to_value(Limits::default()).expect("encodes");
+        let defaults = defaults.as_object().expect("a struct");
+        let documented = documented();
+        for (key, number, unit) in &documented {
+            assert_eq!(defaults.get(key).and_then(serde_json::Value::as_u64), Some(*number), "{key}");
+            // The unit in the name, where there is one, is the unit in the table.
+            for (part, word) in [("bytes", "octets"), ("seconds", "seconds"), ("per_second", "a second"), ("per_hour", "an hour")]
+            {
+                assert!(!key.contains(part) || unit.contains(word), "{key} is in {unit}");
+            }
+            assert!(!unit.is_empty(), "{key}");
+        }
+        let keys: std::collections::BTreeSet<&String> = documented.iter().map(|(key, ..)| key).collect();
+        assert_eq!(keys.len(), documented.len(), "none twice");
+        let missing: Vec<&String> = defaults.keys().filter(|key| !keys.contains(key)).collect();
+        assert!(missing.is_empty(), "not documented: {missing:?}");
+    }
 
     #[test]
     fn the_defaults_work_and_what_cannot_be_carried_is_refused() {

@@ -131,7 +131,7 @@ async fn a_message_is_by_a_member_of_its_epoch() -> Result<(), Fault> {
 
 // Shows: a member sets its own queue, in its own domain, and nobody else's; the past state that a Welcome needs is given to the one
 // it was meant for, until that one has been heard of. Failure: another code, a tree for anyone else, or any change.
-// covers DS-022, DS-070, DS-080
+// covers DS-018, DS-022, DS-080
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queue_information_and_past_states_are_ones_own() -> Result<(), Fault> {
     let Trio { mut stage, alice, bob, carol, mut room } = Trio::new(53).await?;

@@ -1,0 +1,5 @@
+//! Structs in opaque fields.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| federation_tests::fuzzing::run("details", octets));

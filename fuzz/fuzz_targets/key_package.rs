@@ -1,0 +1,5 @@
+//! KeyPackages.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| federation_tests::fuzzing::run("key_package", octets));

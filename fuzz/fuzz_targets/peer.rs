@@ -1,0 +1,5 @@
+//! What one node reads from another.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| federation_tests::fuzzing::run("peer", octets));
