@@ -155,9 +155,15 @@ impl Reloader {
     pub fn reload(&self) -> Result<(), Fault> {
         let mut state = self.state();
         (state.pair.fault, state.trust.fault) = (None, None);
+        let before = (state.pair.digest, state.trust.digest);
         self.take(&mut state);
         match state.pair.fault.as_ref().or(state.trust.fault.as_ref()) {
-            None => Ok(()),
+            None => {
+                if before == (state.pair.digest, state.trust.digest) {
+                    tracing::info!("the TLS files have not changed");
+                }
+                Ok(())
+            }
             Some(fault) => Err(Fault::new(fault.clone())),
         }
     }
@@ -499,5 +505,11 @@ mod tests {
         std::fs::write(&roots, odd).expect("written");
         let fault = Reloader::load(&files.config).expect_err("none").to_string();
         assert!(fault.contains("holds no certificate that can be used"), "{fault}");
+        // The system's own, where it has any.
+        files.config.tls.web_roots = Some(WebRoots::System);
+        match (system_roots(), Reloader::load(&files.config)) {
+            (Some(_), loaded) => assert!(loaded.expect("loaded").tls().trust().authorities() > 20),
+            (None, loaded) => assert!(loaded.expect_err("none").to_string().contains("give their path")),
+        }
     }
 }

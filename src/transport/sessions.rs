@@ -94,3 +94,72 @@ impl Sessions {
         ends
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use quinn::Endpoint;
+
+    use super::*;
+    use crate::transport::NodeTls;
+    use crate::transport::testing::{Ca, bind, domain, local};
+
+    /// A connection from `a.test` to the node `b`: both ends, and the endpoints that carry them.
+    async fn connected(ca: &Ca, b: &NodeTls) -> (Connection, Connection, [Endpoint; 2]) {
+        let (server, client) = (bind(Some(b.federation_server().expect("a server"))), bind(None));
+        let config = ca.node("a.test").federation_client().expect("a client");
+        let dial = async { client.connect_with(config, local(&server), "b.test").expect("a dial").await.expect("a connection") };
+        let accept = async { server.accept().await.expect("an open endpoint").await.expect("a handshake") };
+        let (dialled, accepted) = tokio::join!(dial, accept);
+        (dialled, accepted, [server, client])
+    }
+
+    fn code(error: &quinn::ConnectionError) -> Option<CloseCode> {
+        match error {
+            quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_number(close.error_code.into_inner()),
+            _ => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_its_certificate_and_its_peer_is_told_why() {
+        let ca = Ca::new("ca");
+        let b = ca.node("b.test");
+        let (dialled, accepted, _endpoints) = connected(&ca, &b).await;
+        let session = b.admit(&domain("a.test"), &accepted).expect("a good certificate");
+        // The tests' certificates are good for thirty days from now.
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(b.peers_not_after(), BTreeMap::from([(domain("a.test"), session.not_after())]));
+        assert_eq!(b.cut_expired(UnixMillis::now().plus(day * 29)), []);
+        let reason = "the certificate has expired".to_owned();
+        assert_eq!(b.cut_expired(UnixMillis::now().plus(day * 31)), [Cut { domain: domain("a.test"), reason }]);
+        assert_eq!(code(&dialled.closed().await), Some(CloseCode::NotAuthorized));
+        assert!(b.peers_not_after().is_empty(), "a closed connection has no days left");
+        assert_eq!(b.cut_expired(UnixMillis::now().plus(day * 31)), [], "once is enough");
+    }
+
+    #[tokio::test]
+    async fn one_peer_is_cut_and_no_other_and_nobody_once_the_session_is_gone() {
+        let ca = Ca::new("ca");
+        let b = ca.node("b.test");
+        let (dialled, accepted, _endpoints) = connected(&ca, &b).await;
+        let session = b.admit(&domain("a.test"), &accepted).expect("a good certificate");
+        assert_eq!(b.cut_peer(&domain("c.test"), CloseCode::Denied, "denied"), 0);
+        drop(session);
+        assert_eq!(b.cut_peer(&domain("a.test"), CloseCode::Denied, "denied"), 0);
+        assert_eq!((accepted.close_reason(), dialled.close_reason()), (None, None), "letting go of a session closes nothing");
+        let _session = b.admit(&domain("a.test"), &accepted).expect("a good certificate");
+        assert_eq!(b.cut_peer(&domain("a.test"), CloseCode::Denied, "denied"), 1);
+        assert_eq!(code(&dialled.closed().await), Some(CloseCode::Denied));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_admitted_as_its_certificate_s_domain_only() {
+        let ca = Ca::new("ca");
+        let b = ca.node("b.test");
+        let (_dialled, accepted, _endpoints) = connected(&ca, &b).await;
+        let (code, reason) = b.admit(&domain("c.test"), &accepted).expect_err("another domain");
+        assert_eq!((code, reason.as_str()), (CloseCode::WrongDomain, "the certificate does not name c.test"));
+    }
+}

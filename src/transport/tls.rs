@@ -127,6 +127,11 @@ impl NodeTls {
         self.sessions.cut(|session| (session.not_after() < now).then(expired))
     }
 
+    /// Closes all connections of one peer, in both directions, as when the policy no longer accepts it. Returns how many.
+    pub fn cut_peer(&self, domain: &Domain, code: CloseCode, reason: &str) -> usize {
+        self.sessions.cut(|session| (session.domain() == domain).then(|| (code, reason.to_owned()))).len()
+    }
+
     /// Judges the certificate that the other side of `connection` has presented as that of `domain`, which it says it is or was
     /// dialled as: the judgement that counts, by what is trusted now. The session is watched as long as it is held: when the
     /// peer's certificate is revoked, the connection is closed. An error is a code and a sentence to close the connection with.

@@ -150,10 +150,7 @@ fn issue(ca: &TlsCa, vouched: Vouched, named: Named, usage: ExtendedKeyUsage) ->
 /// The odd peer dials the node and says `hello`.
 async fn inbound(pair: &Pair, certificate: &TlsCertificate) -> Answer {
     let (config, a) = (dialling_config(&pair.ca, Some(certificate)).expect("a configuration"), pair.world.site(0));
-    match Raw::peer(config, a.federation, &a.domain, &domain("b.test")).await {
-        Ok(_) => None,
-        Err(ended) => Some(ended),
-    }
+    Raw::peer(config, a.federation, &a.domain, &domain("b.test")).await.err()
 }
 
 /// The odd peer accepts one connection, says `hello` and answers one request.
