@@ -10,7 +10,7 @@ use mimi_node::base::{Domain, Fault, UnixMillis};
 use mimi_node::federation::{PeerError, Why, answer_hello};
 use mimi_node::identity::pem::certificates_from_pem;
 use mimi_node::identity::tls::crl::serial;
-use mimi_node::identity::{ExtendedKeyUsage, Revoked, TlsCa, TlsCertificate, TlsCertificateOptions};
+use mimi_node::identity::{Crl, ExtendedKeyUsage, Revoked, TlsCa, TlsCertificate, TlsCertificateOptions};
 use mimi_node::node::Node;
 use mimi_node::node::config::{replace_public, write_secret};
 use mimi_node::transport::accept::peer_chain;
@@ -22,7 +22,7 @@ use quinn::{Connection, Endpoint};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::Instant;
 
-use crate::process::PROGRAM;
+use crate::process::{PROGRAM, run};
 
 /// TLS alerts (RFC 8446 §6).
 const BAD_CERTIFICATE: u8 = 42;
@@ -474,7 +474,7 @@ async fn rotate_all(
         let wanted: Vec<Vec<u8>> = (0..nodes.len()).map(|index| rotate(world, index, &ca)).collect();
         for node in nodes.iter().filter(|_| by_signal) {
             let id = node.id().ok_or("a node has ended")?.to_string();
-            let sent = tokio::process::Command::new("kill").args(["-HUP", &id]).status().await;
+            let sent = tokio::process::Command::new("sh").args(["-c", &format!("kill -HUP {id}")]).status().await;
             if !sent.is_ok_and(|status| status.success()) {
                 return Err("SIGHUP could not be sent".to_owned());
             }
@@ -492,4 +492,37 @@ async fn rotate_all(
         rotations.push(Rotation { by_signal, took: begun.elapsed(), accepted: (before, *accepted.borrow()) });
     }
     Ok(rotations)
+}
+
+// Shows: `certs revoke` adds to the CA's list, keeps what was on it, names each certificate once, and takes no other CA's.
+// Failure: a list with other serial numbers than those.
+#[tokio::test]
+async fn a_ca_revokes_one_certificate_after_the_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let certs = async |arguments: &[&str]| run(["node", "certs"].iter().chain(arguments)).await;
+    for ca in ["ca", "other"] {
+        certs(&["ca", "--dir", &path(ca)]).await.ok();
+    }
+    for (ca, name) in [("ca", "a"), ("ca", "b"), ("other", "c")] {
+        certs(&["issue", "--ca", &path(ca), "--domain", &format!("{name}.test"), "--dir", &path(name)]).await.ok();
+    }
+    let serial_of = |name: &str| {
+        let text = std::fs::read_to_string(path(&format!("{name}/node.pem"))).expect("a certificate");
+        serial(&certificates_from_pem(&text).expect("a chain")[0]).expect("a serial")
+    };
+    let listed = || {
+        let lists = Crl::read(&std::fs::read(path("ca/crl.pem")).expect("a list")).expect("a list");
+        lists[0].revoked.iter().map(|revoked| revoked.serial.clone()).collect::<Vec<_>>()
+    };
+    let (a, b, c) = (path("a/node.pem"), path("b/node.pem"), path("c/node.pem"));
+    certs(&["revoke", "--ca", &path("ca")]).await.ok();
+    assert_eq!(listed(), Vec::<Vec<u8>>::new());
+    certs(&["revoke", "--ca", &path("ca"), &a]).await.ok();
+    assert_eq!(listed(), [serial_of("a")]);
+    certs(&["revoke", "--ca", &path("ca"), &b, &a]).await.ok();
+    assert_eq!(listed(), [serial_of("a"), serial_of("b")]);
+    let sentence = certs(&["revoke", "--ca", &path("ca"), &c]).await.sentence();
+    assert!(sentence.contains("is not a certificate of the CA"), "{sentence}");
+    assert_eq!(listed(), [serial_of("a"), serial_of("b")]);
 }

@@ -138,11 +138,14 @@ pub fn serial(certificate_der: &[u8]) -> Result<Vec<u8>, Fault> {
 }
 
 impl TlsCa {
-    /// Whether this CA is the issuer that a certificate (DER) names.
+    /// Whether this CA has issued a certificate (DER): by its name and its signature, for other CAs may have the same name.
     #[must_use]
     pub fn is_issuer_of(&self, certificate_der: &[u8]) -> bool {
         match (x509::parse(certificate_der), x509::parse(&self.certificate)) {
-            (Some(certificate), Some(ca)) => certificate.issuer().as_raw() == ca.subject().as_raw(),
+            (Some(certificate), Some(ca)) => {
+                certificate.issuer().as_raw() == ca.subject().as_raw()
+                    && certificate.verify_signature(Some(ca.public_key())).is_ok()
+            }
             _ => false,
         }
     }
@@ -219,7 +222,8 @@ mod tests {
         assert!(list.concerns(&leaf(&ca)));
         assert!(list.concerns(ca.certificate_der()) && !list.concerns(successor.certificate_der()));
         assert!(!list.concerns(&leaf(&successor)) && !list.concerns(&leaf(&other)) && !list.concerns(b"garbage"));
-        assert!(ca.is_issuer_of(&leaf(&ca)) && !ca.is_issuer_of(&leaf(&other)) && !ca.is_issuer_of(b"garbage"));
+        assert!(ca.is_issuer_of(&leaf(&ca)) && !ca.is_issuer_of(&leaf(&successor)));
+        assert!(!ca.is_issuer_of(&leaf(&other)) && !ca.is_issuer_of(b"garbage"));
         let spki = |ca: &TlsCa| x509::parse(ca.certificate_der()).expect("a certificate").public_key().raw.to_vec();
         assert!(list.is_signed_by(&spki(&ca)));
         assert!(!list.is_signed_by(&spki(&successor)) && !list.is_signed_by(b"garbage"));
