@@ -181,6 +181,13 @@ impl Person {
         Content::new(destination, RequestId::random(), UnixMillis::now(), service).sign(&self.device.key)
     }
 
+    /// A request about this user's account, by the user key.
+    pub fn account_request(&self, request: AccountsRequest) -> ClientRequest {
+        let certificates = vec![Opaque::from(self.user_certificate.as_slice())].into();
+        let service = Service::Accounts(AccountsMessage { certificates, request });
+        Content::new(self.domain(), RequestId::random(), UnixMillis::now(), service).sign(&self.user_key)
+    }
+
     /// Everything in the queue.
     pub async fn entries(&self) -> Result<Vec<QueueEntry>, Fault> {
         let mut entries: Vec<QueueEntry> = Vec::new();

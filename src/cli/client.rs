@@ -82,7 +82,7 @@ enum Command {
     },
     /// Show who this client is and where it is in its queue
     Whoami,
-    /// Create a group with this client as its only member
+    /// Create a group with your devices as its only members
     Create {
         /// A name for the group, which only this client knows
         #[arg(long)]
@@ -280,6 +280,7 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
         ErrorCode::InvalidToken => {
             "the invitation is used, has expired, or is not of this domain: ask for a new one and enrol in a new directory (--dir)"
         }
+        ErrorCode::UnknownQueue => "this device has no queue any more: it was removed, or its user deleted",
         ErrorCode::UnknownUser => "there is no such user, or none of its clients can be added now",
         ErrorCode::UnknownGroup => "the hub has no such group",
         ErrorCode::GroupDeleted => "the group was deleted",

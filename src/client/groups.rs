@@ -63,7 +63,8 @@ pub enum ResolvedCommit {
 }
 
 impl Client {
-    /// Creates a group on the own domain, with this client as its only member. `name` is for this client's eyes only.
+    /// Creates a group on the own domain, with this client and, as far as they can be had now, its user's other devices.
+    /// `name` is for this client's eyes only.
     pub async fn create_group(&self, name: Option<&str>) -> Result<GroupUri> {
         let name = name.map(str::to_owned);
         let held = self.make(move |core| core.make_group(name)).await?;
@@ -72,6 +73,13 @@ impl Client {
         };
         let group = group.parse().map_err(|error| Fault::because("the outbox names no group", error))?;
         self.settle_other(held, self.deadline()).await?;
+        let me = self.uri();
+        if self.devices().await?.iter().any(|device| &device.client != me)
+            && let Err(error) = self.add_clients(&group, std::slice::from_ref(me.user())).await
+        {
+            // They can join by themselves.
+            tracing::warn!(%group, %error, "the user's other devices are not in a new group yet");
+        }
         Ok(group)
     }
 

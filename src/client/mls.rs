@@ -86,7 +86,7 @@ impl Provider {
     }
 
     /// Whether the private keys of this KeyPackage are here.
-    fn has_key_package(&self, reference: &KeyPackageRef) -> bool {
+    pub(super) fn has_key_package(&self, reference: &KeyPackageRef) -> bool {
         let bundle: Result<Option<openmls::prelude::KeyPackageBundle>, _> = self.storage.key_package(reference);
         matches!(bundle, Ok(Some(_)))
     }

@@ -69,7 +69,7 @@ impl Core {
     }
 
     /// Declines the invitation that waits for `group`.
-    fn decline_waiting(&mut self, group: &GroupUri) -> Result<()> {
+    pub(super) fn decline_waiting(&mut self, group: &GroupUri) -> Result<()> {
         match self.take_backlog(group, None)? {
             Some(Need::Tree(welcome)) => {
                 self.decline(group, &welcome.reference);

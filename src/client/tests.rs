@@ -5,6 +5,7 @@
 
 mod joining;
 mod removals;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -65,7 +65,7 @@ impl Core {
     }
 
     /// Takes a request out of the outbox unanswered, with what was only there for it.
-    fn give_up_on(&mut self, outgoing: &Outgoing) -> Result<()> {
+    pub(super) fn give_up_on(&mut self, outgoing: &Outgoing) -> Result<()> {
         self.take_outgoing(outgoing.request);
         match &outgoing.purpose {
             Purpose::Commit { group, .. } => {
@@ -91,7 +91,7 @@ impl Core {
     }
 
     /// The generation that nothing of this client's needs any more and that is to be retired (X3).
-    fn retirable(&self) -> Option<u32> {
+    pub(super) fn retirable(&self) -> Option<u32> {
         let queue = self.state.queue.as_ref()?;
         let retiring = queue.retiring?;
         let is_bound = |name: &String, generation: Option<u32>| {

@@ -66,8 +66,8 @@ fn check_removes_users(state: &GroupState, sender: &Authenticated, changes: &Cha
 fn check_removes_clients(state: &GroupState, changes: &Changes) -> Result<(), Rejection> {
     let users = users_of(state, &changes.removed_by_value);
     let staying = state.members.iter().filter(|(leaf_index, _)| !changes.removed.contains(leaf_index));
-    let kept: BTreeSet<&UserUri> = staying.map(|(_, member)| member.client.user()).collect();
-    if on("DS-076") && (!changes.added.is_empty() || users.is_empty() || !users.is_subset(&kept)) {
+    let kept: BTreeSet<&UserUri> = staying.map(|(_, member)| member.client.user()).filter(|user| users.contains(user)).collect();
+    if on("DS-076") && (!changes.added.is_empty() || users.is_empty() || users != kept) {
         return Err(ErrorCode::InvalidCommit.into());
     }
     Ok(())
@@ -82,7 +82,7 @@ pub(super) fn check_users(state: &GroupState, kind: Kind, changes: &Changes, set
     let users: BTreeSet<&UserUri> =
         set.iter().filter(|(leaf_index, _)| added.contains(leaf_index)).map(|(_, member)| member.client.user()).collect();
     let staying = state.members.iter().filter(|(leaf_index, _)| !changes.removed.contains(leaf_index));
-    let there: BTreeSet<&UserUri> = staying.map(|(_, member)| member.client.user()).collect();
+    let there: BTreeSet<&UserUri> = staying.map(|(_, member)| member.client.user()).filter(|user| users.contains(user)).collect();
     // DS-051 (S9): every Add of add_users is of a user who is not a member yet.
     if on("DS-051") && kind == Kind::AddUsers && !users.is_disjoint(&there) {
         return Err(ErrorCode::InvalidCommit.into());

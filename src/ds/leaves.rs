@@ -36,17 +36,18 @@ pub(super) fn added(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) ->
         return Ok(Vec::new());
     }
     let identities = identify_all(hub, changes.added.iter().map(|(_, key_package)| &key_package.claim))?;
-    let staying = state.members.iter().filter(|(leaf_index, _)| !changes.removed.contains(leaf_index));
-    let mut clients: HashSet<ClientUri> = staying.map(|(_, member)| member.client.clone()).collect();
+    let brought: HashSet<&ClientUri> = identities.iter().map(|identity| &identity.client).collect();
+    let mut staying = state.members.iter().filter(|(leaf_index, _)| !changes.removed.contains(leaf_index));
+    let is_there_already = staying.any(|(_, member)| brought.contains(&member.client));
+    // DS-024: a client has one leaf in a group, but while its old one waits to be removed.
+    if on("DS-024") && (brought.len() != identities.len() || is_there_already) {
+        return Err(ErrorCode::InvalidCommit.into());
+    }
     let mut set = Vec::new();
     for ((leaf_index, key_package), identity) in changes.added.iter().zip(identities) {
         // DS-023: a KeyPackage that is added says where its client's messages go.
         let without = || answer("DS-023", ErrorCode::InvalidQueueConfig, ErrorCode::Internal);
         let queue = queue_of(&identity.client, key_package.queue_config.as_ref().ok_or_else(without)?)?;
-        // DS-024: a client has one leaf in a group, but while its old one waits to be removed.
-        if on("DS-024") && !clients.insert(identity.client.clone()) {
-            return Err(ErrorCode::InvalidCommit.into());
-        }
         set.push((*leaf_index, member(hub, identity, queue, staged.epoch, key_package.not_after.0)));
     }
     Ok(set)
@@ -99,7 +100,7 @@ pub(super) fn check_limits(
         return Ok(());
     }
     // DS-053: the group stays within its limit of leaves.
-    let leaves = state.members.len() - changes.removed.len() + new.len();
+    let leaves = (state.members.len() + new.len()).saturating_sub(changes.removed.len());
     if on("DS-053") && leaves > hub.limits.group_leaves_max {
         return Err(ErrorCode::TooLarge.into());
     }

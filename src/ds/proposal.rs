@@ -5,7 +5,7 @@ use super::credentials::identify;
 use super::leaves::check_same_client;
 use super::state::{PendingProposal, ProposedBy};
 use super::{FanOut, GroupState, Hub, Outcome, Recipient, Refusal, Sender, StateChange};
-use crate::base::limits::PROPOSAL_BYTES_MAX;
+use crate::base::limits::{PENDING_PROPOSALS_BYTES_MAX, PROPOSAL_BYTES_MAX};
 use crate::base::rule::on;
 use crate::mls::Tree;
 use crate::mls::proposal::framed_proposal;
@@ -25,8 +25,12 @@ pub(super) fn decide(
     check_is_no_target(state, sender)?;
     let by = ProposedBy::Member { leaf_index: sender.leaf_index };
     let of_members = state.head.proposals.iter().filter(|pending| matches!(pending.by, ProposedBy::Member { .. }));
+    let (count, octets) = of_members.fold((0, 0), |(count, octets), pending| (count + 1, octets + pending.message.len()));
+    let more: usize = body.proposals.iter().map(|proposal| proposal.len()).sum();
     // DS-089: the proposals that wait for a Commit are within their limit.
-    if on("DS-089") && of_members.count() + body.proposals.len() > hub.limits.pending_proposals_max {
+    if on("DS-089")
+        && (count + body.proposals.len() > hub.limits.pending_proposals_max || octets + more > PENDING_PROPOSALS_BYTES_MAX)
+    {
         return Err(ErrorCode::TooLarge.into());
     }
     let already = state.head.proposals.iter().any(|pending| pending.by == by);

@@ -149,6 +149,19 @@ impl TestHub {
         Some(outcome)
     }
 
+    /// Whether snapshot and log, the tree in memory and the small record say the same of who is there.
+    pub(super) fn check(&self) {
+        let id = self.state().uri.to_bytes();
+        let restored = Tree::restore(&id, &self.snapshot, self.log.iter().map(Vec::as_slice)).expect("restores");
+        assert_eq!(restored.ratchet_tree().expect("encodes"), self.ratchet_tree());
+        assert_eq!((restored.epoch(), restored.leaf_indices()), (self.state().head.epoch, self.leaves()));
+    }
+
+    /// The leaves that the small record knows.
+    pub(super) fn leaves(&self) -> Vec<u32> {
+        self.state().members.keys().copied().collect()
+    }
+
     /// The encoded ratchet_tree of the current epoch.
     pub(super) fn ratchet_tree(&self) -> Vec<u8> {
         self.tree.as_ref().expect("the group is made").ratchet_tree().expect("encodes")

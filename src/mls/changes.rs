@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openmls::group::PublicGroup;
 use openmls::prelude::{LeafNode, LeafNodeIndex, Proposal, ProposalOrRefType, Sender, StagedCommit};
-
 use openmls::treesync::LeafNodeSource;
+use tls_codec::Size as _;
 
 use super::credential::LeafClaim;
 use super::key_package::{ValidKeyPackage, capabilities_are_interoperable, examine};
@@ -39,6 +39,8 @@ pub struct Changes {
     pub external_inits: usize,
     /// What the new GroupContext says, if the Commit replaces its extensions.
     pub context: Option<ContextFacts>,
+    /// The octets of the leaf nodes that are new, and of those that they replace or that are gone.
+    pub(super) leaf_octets: (usize, usize),
     /// Proposals of any other type than Add, Remove, Update, ExternalInit and GroupContextExtensions, or from where they may not
     /// come.
     pub others: usize,
@@ -60,7 +62,10 @@ impl Changes {
             let by_value = queued.proposal_or_ref_type() == ProposalOrRefType::Proposal;
             changes.by_value += usize::from(by_value);
             match (queued.proposal(), queued.sender()) {
-                (Proposal::Add(add), _) if by_value => joins.push(examine(add.key_package())?),
+                (Proposal::Add(add), _) if by_value => {
+                    changes.leaf_octets.0 += add.key_package().leaf_node().tls_serialized_len();
+                    joins.push(examine(add.key_package())?);
+                }
                 (Proposal::Remove(remove), _) if by_value => {
                     changes.removed_by_value.insert(remove.removed().u32());
                 }
@@ -83,9 +88,15 @@ impl Changes {
                 changes.update(group, *index, leaf)?;
                 None
             }
-            (Some(leaf), _) => Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?),
+            (Some(leaf), _) => {
+                changes.leaf_octets.0 += leaf.tls_serialized_len();
+                Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?)
+            }
             (None, _) => None,
         };
+        let replaced =
+            changes.removed.iter().chain(changes.updated.keys()).filter_map(|index| group.leaf(LeafNodeIndex::new(*index)));
+        changes.leaf_octets.1 = replaced.map(|leaf| leaf.tls_serialized_len()).sum();
         changes.place(group, joining, joins).ok_or_else(refused)?;
         if replaces_context {
             let staying = group.treesync().full_leaves().filter(|(index, _)| !changes.removed.contains(&index.u32()));
@@ -96,6 +107,7 @@ impl Changes {
     }
 
     fn update(&mut self, group: &PublicGroup, index: LeafNodeIndex, leaf: &LeafNode) -> Result<(), Rejection> {
+        self.leaf_octets.0 += leaf.tls_serialized_len();
         self.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
         let is_same = |old: &LeafNode| {
             old.credential() == leaf.credential()

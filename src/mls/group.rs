@@ -5,7 +5,7 @@ use openmls::prelude::{
     GroupId, LeafNode, LeafNodeIndex, ProcessedMessageContent, Proposal, ProposalStore, ProtocolMessage, Sender, StagedCommit,
 };
 use openmls::treesync::LeafNodeSource;
-use tls_codec::Serialize as _;
+use tls_codec::{Serialize as _, Size as _};
 
 use super::changes::{Changes, examine_leaf};
 use super::credential::LeafClaim;
@@ -16,6 +16,7 @@ use super::proposal::FramedProposal;
 use super::provider::{GroupStore, VerifyOnly};
 use crate::base::UnixMillis;
 use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::LEAF_NODES_BYTES_MAX;
 use crate::base::rule::{answer, on};
 use crate::wire::{ErrorCode, Rejection};
 
@@ -27,6 +28,8 @@ pub struct Tree {
     group: PublicGroup,
     /// The proposals of this epoch that Commits may refer to.
     learned: Vec<Learned>,
+    /// The octets of all leaf nodes.
+    leaf_octets: usize,
     /// The octets of the records that it was made of; see [`Tree::octets`].
     record_octets: usize,
 }
@@ -91,7 +94,7 @@ impl Tree {
             _ => return Err(refused()),
         };
         let snapshot = snapshot(&store).map_err(|_| Rejection::from(ErrorCode::Internal))?;
-        let tree = Self { group, learned: Vec::new(), record_octets: snapshot.len() };
+        let tree = Self { leaf_octets: leaf_octets(&group), group, learned: Vec::new(), record_octets: snapshot.len() };
         Ok(NewTree { tree, leaf, not_after, context, snapshot })
     }
 
@@ -204,12 +207,22 @@ impl Tree {
     pub fn stage(&self, commit: FramedCommit, group_info: &[u8], rules: ContextRules<'_>) -> Result<StagedUpdate, Rejection> {
         // DS-042 (R3): the Commit is valid, as far as a server can see: framing, signature, proposals, path (OpenMLS).
         let refused = || Rejection::from(answer("DS-042", ErrorCode::InvalidCommit, ErrorCode::Internal));
+        let listed = commit.proposals;
         let tag = commit.message.confirmation_tag().cloned().ok_or_else(refused)?;
         let processed = self.group.process_message(&VerifyOnly, ProtocolMessage::from(commit.message)).map_err(|_| refused())?;
         let sender = processed.sender().clone();
         let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else { return Err(refused()) };
+        // DS-097 (R3): a Commit lists no proposal twice. OpenMLS takes it once, and others refuse it.
+        if on("DS-097") && staged.queued_proposals().count() != listed {
+            return Err(ErrorCode::InvalidCommit.into());
+        }
         let changes = Changes::of(&self.group, &sender, &staged, rules)?;
         changes.check_signature_keys(&self.group)?;
+        let (new, old) = changes.leaf_octets;
+        // DS-098: the leaf nodes of a group are together within their limit, so that its tree fits a frame.
+        if on("DS-098") && new > old && self.leaf_octets + new - old > LEAF_NODES_BYTES_MAX {
+            return Err(ErrorCode::TooLarge.into());
+        }
         let committer = match (&sender, &changes.joined) {
             (Sender::Member(index), _) => *index,
             (Sender::NewMemberCommit, Some((index, _))) => LeafNodeIndex::new(*index),
@@ -233,6 +246,8 @@ impl Tree {
         let store = if with_snapshot { GroupStore::recording() } else { GroupStore::null() };
         self.group.merge_commit(&store, update.staged).context("could not merge a validated Commit")?;
         self.learned.clear();
+        let (new, old) = update.changes.leaf_octets;
+        self.leaf_octets = (self.leaf_octets + new).saturating_sub(old);
         // Where new leaves land is predicted, not told by OpenMLS: a wrong prediction would misdeliver from here on.
         let added = update.changes.added.iter().map(|(index, key_package)| (*index, &key_package.claim));
         for (index, claim) in added.chain(update.changes.joined.iter().map(|(index, claim)| (*index, claim))) {
@@ -263,13 +278,18 @@ impl Tree {
                 postcard::from_bytes(strip_format(record)?).context("a group's log record cannot be read")?;
             group.merge_commit(&GroupStore::null(), staged).context("a group's log record cannot be merged")?;
         }
-        Ok(Self { group, learned: Vec::new(), record_octets })
+        Ok(Self { leaf_octets: leaf_octets(&group), group, learned: Vec::new(), record_octets })
     }
 }
 
 /// The encoded encryption key and the signature key of a leaf.
 fn keys_of(leaf: &LeafNode) -> (Vec<u8>, Vec<u8>) {
     (leaf.encryption_key().tls_serialize_detached().unwrap_or_default(), leaf.signature_key().as_slice().to_vec())
+}
+
+/// The octets of all leaf nodes.
+fn leaf_octets(group: &PublicGroup) -> usize {
+    group.treesync().full_leaves().map(|(_, leaf)| leaf.tls_serialized_len()).sum()
 }
 
 /// When the lifetime of a leaf ends; only one from a KeyPackage has one (RFC 9420 §7.2).

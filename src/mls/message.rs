@@ -1,10 +1,12 @@
 //! Reading MLSMessages as far as a server may: framing, never content.
 
-use openmls::prelude::{ContentType, MlsMessageBodyIn, MlsMessageIn, ProtocolMessage, PublicMessageIn, Sender, Welcome};
-use tls_codec::Deserialize as _;
+use openmls::prelude::{
+    ContentType, MlsMessageBodyIn, MlsMessageIn, ProposalOrRefIn, ProtocolMessage, PublicMessageIn, Sender, Welcome,
+};
+use tls_codec::{Deserialize as _, DeserializeBytes as _};
 
 use crate::base::rule::{answer, on};
-use crate::wire::{ErrorCode, Rejection};
+use crate::wire::{ErrorCode, Opaque, Rejection};
 
 /// The frame of an application message (R1): all a server can see of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct FramedCommit {
     pub epoch: u64,
     /// The committer's leaf; `None` for an external Commit.
     pub committer: Option<u32>,
+    /// How many proposals it lists, by value and by reference.
+    pub proposals: usize,
 }
 
 /// Reads a Commit.
@@ -67,7 +71,21 @@ pub fn framed_commit(octets: &[u8]) -> Result<FramedCommit, Rejection> {
     if message.content_type() != ContentType::Commit {
         return Err(refused());
     }
-    Ok(FramedCommit { group_id: message.group_id().as_slice().to_vec(), epoch: message.epoch().as_u64(), committer, message })
+    let proposals = listed_proposals(octets, &message).ok_or_else(refused)?;
+    let (group_id, epoch) = (message.group_id().as_slice().to_vec(), message.epoch().as_u64());
+    Ok(FramedCommit { group_id, epoch, committer, proposals, message })
+}
+
+/// How many proposals the Commit lists. OpenMLS keeps that to itself, and drops the second of two that are the same.
+fn listed_proposals(octets: &[u8], message: &PublicMessageIn) -> Option<usize> {
+    // version, wire_format, group_id, epoch (RFC 9420 §6).
+    let (_, rest) = Opaque::tls_deserialize_bytes(octets.get(4..)?).ok()?;
+    // SenderType, and a member's leaf_index.
+    let sender = if matches!(message.sender(), Sender::Member(_)) { 5 } else { 1 };
+    let (_, rest) = Opaque::tls_deserialize_bytes(rest.get(8 + sender..)?).ok()?;
+    // content_type; a Commit begins with its proposals.
+    let mut content = rest.get(1..)?;
+    Vec::<ProposalOrRefIn>::tls_deserialize(&mut content).ok().map(|proposals| proposals.len())
 }
 
 /// The KeyPackageRefs that a Welcome is for, in its order (R6).

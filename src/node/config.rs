@@ -1,16 +1,18 @@
 //! The configuration file: TOML, every key known, every path relative to the file.
 
+mod peers;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use peers::{Dial, Dns, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::{Limits, TLS_WARN_DAYS};
 use crate::base::secret::Secret;
-use crate::transport::PeerTrust;
 
 /// A node's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +32,15 @@ pub struct Config {
     /// Where names are looked up.
     #[serde(default)]
     pub dns: Dns,
+    /// How other nodes are dialled.
+    #[serde(default)]
+    pub dial: Dial,
     /// What clients and groups may use up.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// What is different for single peers, by domain.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<Domain, Peer>,
 }
 
 /// `log`.
@@ -83,9 +91,6 @@ pub struct Tls {
     /// From how many days left on the log warns of a certificate.
     #[serde(default = "warn_days", skip_serializing_if = "is_warn_days")]
     pub warn_days: u32,
-    /// What is different for the certificates of single peers, by domain.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub peers: BTreeMap<Domain, PeerTrust>,
 }
 
 impl Tls {
@@ -99,7 +104,6 @@ impl Tls {
             crls: Vec::new(),
             refuse_stale_crls: false,
             warn_days: TLS_WARN_DAYS,
-            peers: BTreeMap::new(),
         }
     }
 
@@ -145,15 +149,6 @@ fn is_warn_days(days: &u32) -> bool {
     *days == TLS_WARN_DAYS
 }
 
-/// `[dns]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dns {
-    /// Name servers; empty uses the system's.
-    #[serde(default)]
-    pub servers: Vec<SocketAddr>,
-}
-
 impl Config {
     /// Reads a configuration file. Relative paths in it are relative to the file's directory.
     pub fn load(path: &Path) -> Result<Self, Fault> {
@@ -161,6 +156,7 @@ impl Config {
         let in_file = |fault| Fault::new(format!("{}: {fault}", path.display()));
         let mut config = Self::parse(&text).map_err(in_file)?;
         config.limits.check().map_err(in_file)?;
+        config.check_peers().map_err(in_file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         for path in config.tls.paths_mut().chain([&mut config.data]) {
             *path = directory.join(&*path);
@@ -285,19 +281,20 @@ mod tests {
         let pin = "5f".repeat(32);
         let more = format!(
             "authorities = \"tls/authorities.pem\"\nweb_roots = \"roots.pem\"\ncrls = [\"tls/crl.pem\", \"/crl.der\"]\n\
-             refuse_stale_crls = true\nwarn_days = 30\n[tls.peers.\"b.example\"]\npins = [\"{pin}\"]\nwildcard = true\n"
+             refuse_stale_crls = true\nwarn_days = 30\n[peers.\"b.example\"]\npins = [\"{pin}\"]\nwildcard = true\n"
         );
         let text = SAMPLE.replace("authorities = \"tls/authorities.pem\"\n", &more);
         assert_ne!(text, SAMPLE);
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("node.toml");
         std::fs::write(&path, &text).expect("written");
-        let tls = Config::load(&path).expect("it is valid").tls;
+        let config = Config::load(&path).expect("it is valid");
+        let (trust, tls) = (config.peer_trust(), config.tls);
         assert_eq!(tls.web_roots, Some(WebRoots::File(directory.path().join("roots.pem"))));
         assert_eq!(tls.crls, [directory.path().join("tls/crl.pem"), "/crl.der".into()]);
         assert_eq!(tls.authorities, Some(directory.path().join("tls/authorities.pem")));
         assert!(tls.refuse_stale_crls && tls.warn_days == 30);
-        let peer = tls.peers.get(&"b.example".parse::<Domain>().expect("a domain")).expect("the peer");
+        let peer = trust.get(&"b.example".parse::<Domain>().expect("a domain")).expect("the peer");
         assert!(peer.wildcard && peer.pins == [crate::transport::Pin([0x5f; 32])]);
         let config = Config::parse(&text.replace("\"roots.pem\"", "\"system\"")).expect("it is valid");
         assert_eq!(config.tls.web_roots, Some(WebRoots::System));

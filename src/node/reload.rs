@@ -19,7 +19,7 @@ use crate::base::secret::Secret;
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
 use crate::identity::tls::days_left;
 use crate::transport::trust::Source;
-use crate::transport::{NodeTls, Trust, TrustSources};
+use crate::transport::{NodeTls, PeerTrust, Trust, TrustSources};
 
 /// Where operating systems keep the CAs that the web trusts, all in one PEM file.
 const SYSTEM_ROOTS: [&str; 5] = [
@@ -78,7 +78,7 @@ fn digest<'a>(contents: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     sha256(&digests)
 }
 
-fn read_trust(tls: &Tls) -> Result<TrustSources, Fault> {
+fn read_trust(tls: &Tls, peers: &BTreeMap<Domain, PeerTrust>) -> Result<TrustSources, Fault> {
     let source = |path: &PathBuf| {
         let octets = std::fs::read(path).with_context(|| cannot_read(path))?;
         Ok(Source { name: path.display().to_string(), octets })
@@ -95,7 +95,7 @@ fn read_trust(tls: &Tls) -> Result<TrustSources, Fault> {
         web_roots: web_roots.iter().map(source).collect::<Result<_, Fault>>()?,
         crls: tls.crls.iter().map(source).collect::<Result<_, Fault>>()?,
         refuse_stale_crls: tls.refuse_stale_crls,
-        peers: tls.peers.clone(),
+        peers: peers.clone(),
     })
 }
 
@@ -129,6 +129,7 @@ struct State {
 #[derive(Debug)]
 pub struct Reloader {
     config: Tls,
+    peers: BTreeMap<Domain, PeerTrust>,
     tls: NodeTls,
     state: Mutex<State>,
 }
@@ -137,12 +138,13 @@ impl Reloader {
     /// Reads the files for the first time. Fails with one sentence when they cannot be used.
     pub fn load(config: &Config) -> Result<Self, Fault> {
         let stamps = stamps(&config.tls);
-        let sources = read_trust(&config.tls)?;
+        let peers = config.peer_trust();
+        let sources = read_trust(&config.tls, &peers)?;
         let pair = Pair::read(&config.tls)?;
         let tls = NodeTls::new(&config.domain, &pair.chain, &pair.key, Trust::read(&sources)?)?;
         let part = |digest| Part { digest, fault: None };
         let state = State { stamps, pair: part(pair.digest()), trust: part(trust_digest(&sources)) };
-        Ok(Self { config: config.tls.clone(), tls, state: Mutex::new(state) })
+        Ok(Self { config: config.tls.clone(), peers, tls, state: Mutex::new(state) })
     }
 
     /// The TLS identity.
@@ -210,7 +212,7 @@ impl Reloader {
             }
             Err(fault) => say_once(&mut state.pair.fault, "the new TLS certificate is not used, the old one stays", &fault),
         }
-        let taken = read_trust(&self.config).and_then(|sources| {
+        let taken = read_trust(&self.config, &self.peers).and_then(|sources| {
             let digest = trust_digest(&sources);
             let changed = digest != state.trust.digest;
             Ok(if changed { Some((digest, Trust::read(&sources)?)) } else { None })

@@ -116,7 +116,7 @@ impl ClaimCounts {
         // Our own users are known one by one; another domain can have as many as it likes.
         let foreign = (asker.domain() != domain).then(|| (asker.domain().to_string(), limits.claims_per_domain_per_hour_max));
         let counted: Vec<(String, u32)> = std::iter::once(user).chain(foreign).collect();
-        // QS-035: one user, and all of another domain together, claim at most so many in an hour.
+        // QS-035 (R7): one user, and all of another domain together, claim at most so many in an hour.
         for (name, most) in &counted {
             if on("QS-035")
                 && let Some(count) = self.0.get(name)

@@ -17,14 +17,15 @@ use super::ports::OwnHello;
 use super::route::Connected;
 use super::{NodeKeys, Service};
 use crate::base::crypto::SigningKey;
-use crate::base::ids::QueueId;
+use crate::base::ids::{InviteId, QueueId, RequestId};
 use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
-use crate::federation::PeerPool;
+use crate::federation::{DialSettings, PeerPool};
 use crate::identity::chain::{AsRoots, validate_client_chain};
 use crate::identity::{AsRoot, ClientIdentity};
 use crate::qs::sealed::QsKeyPair;
-use crate::storage::accounts::PinDomain;
+use crate::storage::accounts::{EnrolUser, Enrolment, Invite, PinDomain};
+use crate::storage::answers::RequestKey;
 use crate::storage::status::KeepStatus;
 use crate::storage::{DATABASE_FILE, Storage};
 use crate::tests::forged::{Device, Room, content};
@@ -33,7 +34,9 @@ use crate::transport::{Resolver, ResolverSettings};
 use crate::wire::ds::{ClientQueueConfig, DsRequest, DsSenderId};
 use crate::wire::info::DomainInfo;
 use crate::wire::peer::{CredentialStatus, LaneBatch, LaneResult, PeerRequest, PeerResponse};
-use crate::wire::qs::{CreateQueue, QsMessage, QsRequest, QsSender, QueueBinding, QueueInformation, SealedQueueInformation};
+use crate::wire::qs::{
+    CreateQueue, Invite as WireInvite, QsMessage, QsRequest, QsSender, QueueBinding, QueueInformation, SealedQueueInformation,
+};
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply, Response, Service as Body, decode, encode};
 
 /// The node, its database, and what its users' certificates are made with.
@@ -126,10 +129,12 @@ impl TestNode {
         let ds_chain = vec![as_root.issue_service("mimi://a.test/ds", &public, now).expect("a certificate")];
         let keys = NodeKeys { as_root, ds, ds_chain, qs: vec![QsKeyPair::generate(1).expect("a key")] };
         // A name server that is not there: nobody is found.
-        let resolver = Resolver::new(&ResolverSettings { servers: vec![([127, 0, 0, 1], 9).into()] }).expect("a resolver");
+        let resolver =
+            Resolver::new(&ResolverSettings { servers: vec![([127, 0, 0, 1], 9).into()], ..ResolverSettings::default() })
+                .expect("a resolver");
         let hello = Arc::new(OwnHello::new(own.clone()));
         let tls = Ca::new("test CA").node("a.test");
-        let peers = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello).expect("a pool");
+        let peers = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello, DialSettings::default()).expect("a pool");
         // Stopping from the start: no worker begins, and what is accepted stays where it was written.
         let (_, stopping) = watch::channel(true);
         let service = Service::new(own, storage, peers, keys, limits, stopping).await.expect("services");
@@ -180,6 +185,31 @@ impl TestNode {
         }
         let queue = self.queue(client).await;
         self.seal(&queue.information("a.test"))
+    }
+
+    /// What a client of this node puts into KeyPackages: an invite to a new queue.
+    pub(crate) async fn invite_config(&self, client: &Device, last_resort: bool) -> ClientQueueConfig {
+        let queue = self.queue(client).await;
+        self.seal(&queue.invite(last_resort))
+    }
+
+    /// Enrols the user of a device.
+    pub(crate) async fn enrol(&self, device: &Device) {
+        let (now, user) = (UnixMillis::now(), device.uri.user().clone());
+        let token_hash = crate::base::crypto::random();
+        let storage = self.service.storage();
+        let expires_at = now.plus(std::time::Duration::from_secs(60));
+        storage.write(Invite { token_hash, user: user.clone(), expires_at }).await.expect("invited");
+        let enrol = EnrolUser {
+            key: RequestKey::new(&token_hash, RequestId::random(), [0; 32]),
+            response: Vec::new(),
+            answer_expires_at: now,
+            token_hash,
+            user,
+            certificate: device.user_certificate.clone(),
+            now,
+        };
+        assert!(matches!(storage.write(enrol).await.expect("enrolled"), Enrolment::Done(_)));
     }
 
     /// Sends a request and returns its answer.
@@ -326,6 +356,13 @@ impl TestQueue {
     pub(crate) fn information(&self, hub: &str) -> QueueInformation {
         let binding = QueueBinding::Hub(hub.as_bytes().into());
         QueueInformation { queue_id: self.id, generation: self.generation, binding }
+    }
+
+    /// An invite, good for as long as a KeyPackage is.
+    pub(crate) fn invite(&self, last_resort: bool) -> QueueInformation {
+        let expires_at_ms = UnixMillis::now().plus(std::time::Duration::from_secs(80 * 86_400)).0;
+        let invite = WireInvite { invite_id: InviteId::random(), last_resort: u8::from(last_resort), expires_at_ms };
+        QueueInformation { queue_id: self.id, generation: self.generation, binding: QueueBinding::Invite(invite) }
     }
 }
 

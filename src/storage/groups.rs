@@ -252,7 +252,9 @@ impl Transaction for PurgeGroups {
     }
 }
 
-/// Writes a snapshot and drops what no state needs any more: older snapshots and the log before the oldest one kept.
+/// Writes a snapshot and drops what no state needs any more. What stays, however long a joiner waits: the snapshot that its past
+/// state is rebuilt from, the one after it, from which the next will be, and the newest; and the log since the first of them.
+/// Whole trees in between would let the database grow with the square of the group.
 pub struct WriteSnapshot {
     /// The group's URI.
     pub group_id: String,
@@ -274,6 +276,8 @@ impl Transaction for WriteSnapshot {
         // What is kept begins with the newest snapshot that is not younger than the oldest epoch needed.
         let drop_snapshots = "DELETE FROM group_snapshots WHERE group_id = $1 AND epoch < \
                               (SELECT MAX(epoch) FROM group_snapshots WHERE group_id = $1 AND epoch <= $2)";
+        let drop_between = "DELETE FROM group_snapshots WHERE group_id = $1 AND epoch < $2 AND epoch > \
+                            (SELECT epoch FROM group_snapshots WHERE group_id = $1 ORDER BY epoch LIMIT 1 OFFSET 1)";
         let drop_log = "DELETE FROM group_log WHERE group_id = $1 AND epoch <= \
                         (SELECT MIN(epoch) FROM group_snapshots WHERE group_id = $1)";
         let failed = "could not write a group's snapshot";
@@ -287,6 +291,12 @@ impl Transaction for WriteSnapshot {
         sqlx::query(drop_snapshots)
             .bind(self.group_id.as_str())
             .bind(integer(self.oldest_needed))
+            .execute(&mut *connection)
+            .await
+            .context(failed)?;
+        sqlx::query(drop_between)
+            .bind(self.group_id.as_str())
+            .bind(integer(self.epoch))
             .execute(&mut *connection)
             .await
             .context(failed)?;

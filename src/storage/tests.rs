@@ -268,6 +268,38 @@ async fn snapshots_keep_what_a_pending_joiner_needs() {
     assert_eq!((count(&storage, "group_snapshots").await, count(&storage, "group_log").await), (1, 0));
 }
 
+/// The epochs of the snapshots that are kept.
+async fn snapshots(storage: &Storage) -> Vec<u64> {
+    let rows = sqlx::query("SELECT epoch FROM group_snapshots ORDER BY epoch").fetch_all(storage.readers()).await;
+    rows.expect("readable").iter().map(|row| unsigned(row.try_get("epoch").expect("a number"))).collect()
+}
+
+// Shows: however long somebody waits and however many others come, no more than three snapshots are kept, one of them not younger
+// than the oldest epoch that is needed; and whoever never stops waiting for the last 500 epochs does not keep the log for ever.
+#[tokio::test]
+async fn three_snapshots_are_enough_for_whoever_waits() {
+    const STEP: u64 = 64;
+    let (_directory, storage) = open().await;
+    let mut create = accept(1, None, Vec::new());
+    if let Some(change) = &mut create.change {
+        change.snapshot = Some((0, vec![1]));
+    }
+    storage.write(create).await.expect("written");
+    let write = |epoch, oldest_needed| WriteSnapshot { group_id: GROUP.to_owned(), epoch, record: vec![1; 10], oldest_needed };
+    for step in 1..=100 {
+        let epoch = step * STEP;
+        let oldest_needed = epoch.saturating_sub(500);
+        storage.write(write(epoch, oldest_needed)).await.expect("written");
+        let kept = snapshots(&storage).await;
+        assert!(kept.len() <= 3, "{kept:?}");
+        assert_eq!(kept.last(), Some(&epoch), "the newest, from which the group is loaded");
+        assert!(kept.first().is_some_and(|first| *first <= oldest_needed), "{kept:?} and somebody needs {oldest_needed}");
+        assert!(kept.first().is_some_and(|first| epoch - first <= 2 * 500 + 2 * STEP), "{kept:?} at {epoch}");
+    }
+    storage.write(write(101 * STEP, 101 * STEP)).await.expect("written");
+    assert_eq!(snapshots(&storage).await, [101 * STEP], "nobody waits any more");
+}
+
 /// A write that fails after it has written, or does not.
 struct Scribble {
     name: &'static str,

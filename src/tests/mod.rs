@@ -2,8 +2,10 @@
 
 pub(crate) mod forged;
 mod layers;
+mod model;
 mod refusals;
 mod rules;
 mod source;
+mod start;
 mod switched_off;
 mod unit_tests;

@@ -11,10 +11,12 @@
 //! | [`endpoint`] | UDP sockets and QUIC limits, set explicitly; stateless resets that survive a crash |
 //! | [`accept`] | the accept loop of both ports |
 //! | [`discovery`] | SRV records: domain → targets → addresses |
+//! | [`addresses`] | which addresses are dialled for other domains |
 //!
 //! Frames are opaque here; what they mean is `wire`'s business.
 
 pub mod accept;
+pub mod addresses;
 pub mod codes;
 pub mod discovery;
 pub mod endpoint;
@@ -28,8 +30,9 @@ pub mod verify;
 pub(crate) mod testing;
 
 pub use accept::{Accepted, ConnectionHandler};
+pub use addresses::{AddressPolicy, Network};
 pub use codes::CloseCode;
-pub use discovery::{DiscoveryError, Resolver, ResolverSettings, Service, Target};
+pub use discovery::{Discovered, DiscoveryError, Origin, Resolver, ResolverSettings, Service, Target};
 pub use endpoint::EndpointSecret;
 pub use frame::FrameError;
 pub use sessions::Session;

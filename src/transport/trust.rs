@@ -64,15 +64,12 @@ impl fmt::Debug for Pin {
 }
 
 /// What is different for the certificates of one peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerTrust {
     /// Keys, each of a CA or of the node itself. With at least one, nothing else vouches for this peer: neither the bundle nor the
     /// web's roots.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pins: Vec<Pin>,
     /// Whether a certificate for `*.<rest>` will do, when the peer's domain is `<label>.<rest>`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wildcard: bool,
 }
 

@@ -15,7 +15,7 @@ use mimi_node::node::Node;
 use mimi_node::node::config::{replace_public, write_secret};
 use mimi_node::transport::accept::peer_chain;
 use mimi_node::transport::frame::{read_frame, write_frame};
-use mimi_node::transport::{CloseCode, EndpointSecret, PeerTrust, Pin, endpoint};
+use mimi_node::transport::{CloseCode, EndpointSecret, Pin, endpoint};
 use mimi_node::wire::peer::{PeerRequest, PeerResponse};
 use mimi_node::wire::{ErrorCode, encode};
 use quinn::{Connection, Endpoint};
@@ -225,8 +225,7 @@ async fn every_kind_of_certificate_gets_its_answer_in_both_directions() {
         if group == 1 {
             // With a pin, nothing else counts for its domain: a node of its own.
             pair.node.stop().await.expect("it stops");
-            let pin = PeerTrust { pins: vec![Pin(other.spki_hash())], wildcard: false };
-            config.tls.peers.insert(domain("b.test"), pin);
+            config.peers.entry(domain("b.test")).or_default().pins.push(Pin(other.spki_hash()));
             pair.node = Node::start(&config).await.expect("a node");
         }
         for (vouched, named, usage, certificate) in &cells {

@@ -5,6 +5,7 @@ mod cli;
 mod client_crash;
 mod crash;
 mod devices;
+mod discovery;
 mod docs;
 mod gathering;
 mod idempotency;

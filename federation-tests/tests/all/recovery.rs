@@ -1,8 +1,10 @@
-//! Clients that lost something: their state, or messages.
+//! Clients that lost something: their state, or messages; and those that see to it in time that they lose nothing.
+
+use std::time::Duration;
 
 use mimi_node::base::limits::Limits;
 use mimi_node::base::{Context as _, Fault};
-use mimi_node::client::{Client, Event};
+use mimi_node::client::{Client, ClientSettings, Event, Upkeep};
 
 use crate::gathering::{Gathering, Listening};
 
@@ -62,5 +64,37 @@ async fn a_client_whose_queue_ran_over_resyncs_by_itself() -> Result<(), Fault> 
     bob.until("resyncing", resynced).await?;
     listening.says(&group, "are you there?", &[&bob]).await?;
     bob.says(&group, "again", &[&listening]).await?;
+    gathering.stop().await
+}
+
+// Shows: keys that are old are renewed, KeyPackages that end soon are replaced, and after a new generation of queue information
+// its hubs deliver by the new one and nobody by the old (X3, S12). Failure: a member who is not reached any more.
+// covers X3
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_run_out_is_renewed_in_time() -> Result<(), Fault> {
+    let gathering = Gathering::start(2, &Limits::default()).await?;
+    let (alice, bob) = (gathering.enrol(0, "alice").await?, gathering.enrol(1, "bob").await?);
+    let group = gathering.group(&alice, &[&bob]).await?;
+    bob.sync().await.context("cannot sync")?;
+    let (before, _) = bob.members(&group).await.context("no members")?;
+    let generation = bob.renew_queue().await.context("no new generation")?;
+    assert_eq!(bob.queue_state().await.context("no queue")?.generation, generation);
+    bob.close().await;
+    // A client for which every key is old as soon as it is made, but KeyPackages are not.
+    let upkeep = Upkeep { leaf_age_max: Duration::ZERO, ..Upkeep::default() };
+    let settings = ClientSettings { upkeep, ..gathering.settings("bob") };
+    let bob = Client::open(&gathering.world.client_dir("bob"), settings).await.context("cannot open")?;
+    bob.sync().await.context("cannot sync")?;
+    let (after, _) = bob.members(&group).await.context("no members")?;
+    assert_eq!(after, before + 1, "one Commit renewed the leaf");
+    bob.close().await;
+    let bob = Client::open(&gathering.world.client_dir("bob"), gathering.settings("bob")).await.context("cannot open")?;
+    let (alice, bob) = (Listening::new(&alice), Listening::new(&bob));
+    alice.says(&group, "still there?", &[&bob]).await?;
+    bob.says(&group, "as ever", &[&alice]).await?;
+    // The new KeyPackages work, too.
+    let another = gathering.group(&alice.client, &[&bob.client]).await?;
+    bob.sees(&another, &[alice.client.uri(), bob.client.uri()]).await?;
+    alice.says(&another, "and here", &[&bob]).await?;
     gathering.stop().await
 }

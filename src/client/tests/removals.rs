@@ -144,3 +144,60 @@ fn an_update_that_was_proposed_comes_with_anothers_commit() {
     alice.deliver(&group, epoch, &hello, None);
     assert_eq!(alice.texts(), ["with new keys"]);
 }
+
+#[test]
+fn an_invitation_that_cannot_be_used_is_declined_and_one_that_waits_can_be() {
+    let (a, _b, mut alice, _bob, group) = pair();
+    let invite = |alice: &mut Party, guest: &mut Party, epoch| {
+        let made = guest.core.make_key_packages(1, false, UnixMillis::now()).expect("are made");
+        guest.core.settle_other(made.request, Ok(Reply::Done)).expect("settles");
+        let Ok(Service::Keys(message)) = decode(&made.service.0) else { panic!("no keys request") };
+        let KeysRequest::Publish(published) = message.request else { panic!("no publish") };
+        let package = mls::read_key_package(&alice.core.provider, &published.key_packages[0]).expect("is valid");
+        let plan = Plan::Add(vec![guest.user()]);
+        let made = alice.core.make_commit(&group, plan, vec![package], None).expect("is made");
+        let (update, welcomes) = update_of(&made);
+        let receipt = a.receipt(&group, epoch, &update.commit);
+        alice.core.settle_commit(made.request, Ok(Reply::CommitAccepted(receipt))).expect("settles");
+        guest.deliver(&group, epoch, &welcomes[0], None);
+    };
+    let declined = |guest: &Party| {
+        let [declined] = &guest.core.state.outbox[..] else { panic!("{:?}", guest.core.state.outbox) };
+        let Ok(Service::Ds(message)) = decode::<Service>(&declined.service.0) else { panic!("no DS request") };
+        assert!(matches!(message.sender_id, crate::wire::ds::DsSenderId::KeyPackageRef(_)));
+        assert!(matches!(message.request, DsRequest::LeaveGroup(_)));
+    };
+    // For carol the hub's Delivery Service has another key.
+    let mut carol = Party::new(&a, "carol");
+    let other = Authority::new("a.test");
+    let info = DomainInfo { external_sender: other.info.external_sender.clone(), ..a.info.clone() };
+    carol.core.pin(&a.domain, &info).expect("is pinned");
+    invite(&mut alice, &mut carol, 2);
+    let tree = tree_of(&alice, &group);
+    assert!(matches!(carol.core.take_backlog(&group, Some((1, &tree))), Ok(None)));
+    assert!(carol.core.groups.is_empty());
+    declined(&carol);
+    // Dave does not want to.
+    let mut dave = Party::new(&a, "dave");
+    invite(&mut alice, &mut dave, 3);
+    assert!(dave.core.decline_waiting(&"mimi://a.test/g/00ff".parse().expect("a group")).is_err());
+    dave.core.decline_waiting(&group).expect("is declined");
+    assert!(dave.core.state.backlog.is_empty() && dave.core.groups.is_empty());
+    declined(&dave.crash());
+}
+
+#[test]
+fn what_is_given_up_leaves_nothing_in_the_way() {
+    let (a, _b, mut alice, mut bob, group) = pair();
+    let made = alice.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    alice.core.give_up_on(&made).expect("is given up");
+    assert!(alice.core.state.outbox.is_empty() && alice.core.pending_commit(&group).is_none());
+    // Another Commit can be made, and others' are applied.
+    let theirs = bob.core.make_commit(&group, Plan::Update, Vec::new(), None).expect("is made");
+    let (update, _) = update_of(&theirs);
+    alice.deliver(&group, 2, &update.commit, Some(a.receipt(&group, 2, &update.commit)));
+    assert_eq!(alice.core.groups[&group].epoch().as_u64(), 2);
+    let created = alice.core.make_group(Some("never there".into())).expect("is made");
+    alice.core.give_up_on(&created).expect("is given up");
+    assert_eq!(alice.crash().core.groups.len(), 1);
+}

@@ -4,6 +4,8 @@ use openmls::prelude::ExtensionType;
 
 use super::*;
 use crate::mls::testing::Plan;
+use crate::synth::{Capabilities, Change};
+use crate::tests::forged::{Device, Room};
 
 // covers DS-054
 #[test]
@@ -60,6 +62,60 @@ fn a_commit_is_a_valid_one_and_public() {
     for other in [proposal, message, vec![0, 1, 0, 1], Vec::new()] {
         assert_eq!(code(ask(&mut hub, &alice, &alice.as_leaf(update(other)))), ErrorCode::InvalidCommit);
     }
+}
+
+// covers DS-097
+#[test]
+fn a_commit_lists_no_proposal_twice() {
+    let mut hub = TestHub::new();
+    let devices = ["a.test", "b.test"].map(|domain| {
+        let domain: Domain = domain.parse().expect("a domain");
+        Device::new(&hub.as_roots[&domain], "alice")
+    });
+    let (mut room, creation) = Room::forge(&hub.domain, &hub.external_sender, &devices[0], devices[0].opaque_queue());
+    hub.try_create(&creation, devices[0].domain()).expect("accepted");
+    let package = devices[1].key_package(Some(&devices[1].opaque_queue()));
+    let add = room.group.add(0, vec![package]).expect("a Commit");
+    hub.ask(&room.request(0, DsRequest::AddUsers(room.add_body(&add))), devices[0].domain()).expect("accepted");
+    // Remove (type 3) of leaf 1.
+    let remove = vec![0, 3, 0, 0, 0, 1];
+    let twice = room.try_commit(0, Change { remove: vec![1], other: vec![remove], ..Change::default() });
+    let request = room.request(0, DsRequest::RemoveUsers(room.commit_body(&twice)));
+    assert_eq!(code(hub.ask(&request, devices[0].domain())), ErrorCode::InvalidCommit);
+    let once = room.try_commit(0, Change { remove: vec![1], ..Change::default() });
+    let request = room.request(0, DsRequest::RemoveUsers(room.commit_body(&once)));
+    assert!(hub.ask(&request, devices[0].domain()).is_ok());
+}
+
+// covers DS-098
+#[test]
+fn the_leaves_of_a_group_fit_a_frame_together() {
+    let mut hub = TestHub::new();
+    let root = hub.as_roots[&hub.domain].clone();
+    let alice = Device::new(&root, "alice");
+    let (mut room, creation) = Room::forge(&hub.domain, &hub.external_sender, &alice, alice.opaque_queue());
+    hub.try_create(&creation, alice.domain()).expect("accepted");
+    // Leaf nodes that are nearly as large as one may be, by extension types that nobody knows.
+    let each = crate::base::limits::LEAF_NODE_BYTES_MAX - 2048;
+    let fat = || Capabilities { extensions: (0..each / 2).map(|kind| 0xF0C0 | kind as u16).collect(), ..Capabilities::default() };
+    let most = crate::base::limits::LEAF_NODES_BYTES_MAX / each;
+    let package = |name: String| {
+        let device = Device::new(&root, &name);
+        device.key_package_with(Some(&device.opaque_queue()), fat())
+    };
+    let mut refused = None;
+    for round in 0..=most / 40 {
+        let packages = (0..40).map(|number| package(format!("user{round}-{number}"))).collect();
+        let add = room.group.add(0, packages).expect("a Commit");
+        let asked = hub.ask(&room.request(0, DsRequest::AddUsers(room.add_body(&add))), alice.domain());
+        if asked.is_err() {
+            refused = Some((round, code(asked)));
+            break;
+        }
+    }
+    assert_eq!(refused, Some((most / 40, ErrorCode::TooLarge)));
+    let tree = hub.ratchet_tree().len();
+    assert!(tree < crate::base::limits::LEAF_NODES_BYTES_MAX && tree > crate::base::limits::LEAF_NODES_BYTES_MAX / 2);
 }
 
 // covers DS-043

@@ -82,7 +82,7 @@ async fn a_group_is_made_by_its_only_member_under_an_unused_name() {
     node.refuses("DS-036", Via::Home(&carol), &taken, ErrorCode::InvalidGroupId).await;
 }
 
-// covers DS-020, DS-026, DS-027, DS-028, DS-029, DS-046
+// covers DS-020, DS-026, DS-027, DS-028, DS-029, DS-030, DS-046
 #[tokio::test]
 async fn a_creators_key_package_is_what_others_accept() {
     let founding = Founding::new().await;

@@ -13,7 +13,7 @@ fn frame(lane_sequence: u64, recipients: &[&Opaque], message: &[u8]) -> LaneFram
     LaneFrame { lane_sequence, epoch: 7, recipients, delivery }
 }
 
-// covers QS-001, QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045, QS-046
+// covers QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045, QS-046
 #[tokio::test]
 async fn lane_frames_are_taken_in_order_and_once() {
     let node = TestNode::new().await;

@@ -64,7 +64,7 @@ async fn a_message_is_of_the_group_and_of_an_epoch_its_sender_was_in() {
     node.refuses("DS-063", Via::Home(&alice), &send(&room, ALICE, old), ErrorCode::WrongEpoch).await;
 }
 
-// covers DS-022, DS-070, DS-080
+// covers DS-022, DS-018, DS-080
 #[tokio::test]
 async fn queue_information_and_past_states_are_ones_own() {
     let node = TestNode::new().await;
@@ -82,7 +82,7 @@ async fn queue_information_and_past_states_are_ones_own() {
     node.refuses("DS-022", Via::Home(&bob), &request, ErrorCode::InvalidQueueConfig).await;
     let reference = DsSenderId::KeyPackageRef(package.reference().as_slice().into());
     let as_joiner = room.request_by(reference.clone(), &bob.key, queue(bob.opaque_queue()));
-    node.refuses("DS-070", Via::Home(&bob), &as_joiner, ErrorCode::NotAuthorized).await;
+    node.refuses("DS-018", Via::Home(&bob), &as_joiner, ErrorCode::NotAuthorized).await;
     let info = |epoch| DsRequest::WelcomeInfo(WelcomeInfo { group_id: room.id(), epoch });
     let too_late = room.request_by(reference.clone(), &bob.key, info(2));
     node.refuses("DS-080", Via::Home(&bob), &too_late, ErrorCode::NotAuthorized).await;

@@ -10,3 +10,4 @@ mod keys;
 mod lanes;
 mod messages;
 mod queues;
+mod state;

@@ -34,7 +34,8 @@ async fn answer(raw: &Raw, frame: &[u8]) -> Result<Result<Reply, Rejection>, Fau
     Ok(decode::<Response>(&answer).expect("a response").into_result())
 }
 
-// Shows: without a certificate only `info` about the node's own domain and `enrol` are answered. Failure: another code than
+// Shows: without a certificate only `info` about the node's own domain and requests about accounts are answered, which prove
+// themselves. Failure: another code than
 // not_authorized for anything else, however rightly signed, or any change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_may_ask_and_enrol_and_nothing_else() -> Result<(), Fault> {
@@ -203,7 +204,7 @@ async fn a_token_enrols_once() -> Result<(), Fault> {
     for request in [AccountsRequest::Hubs, AccountsRequest::DeleteUser] {
         let message = AccountsMessage { certificates: List::default(), request };
         let request = now_for(&invitation.domain, Service::Accounts(message)).sign(&key);
-        assert_eq!(ask(&raw, &request).await?, refused(ErrorCode::Unsupported));
+        assert_eq!(ask(&raw, &request).await?, refused(ErrorCode::InvalidCredential), "without a certificate");
     }
     stage.expect_unchanged(&before, "refused repeats").await
 }

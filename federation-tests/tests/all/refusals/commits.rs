@@ -69,7 +69,7 @@ async fn a_commit_is_its_senders_of_this_group_and_epoch() -> Result<(), Fault> 
     let reference = DsSenderId::KeyPackageRef(vec![1; 32].into());
     trio.refuses("no such KeyPackage", &room.request_by(reference, &alice, body.clone()), ErrorCode::NotAuthorized).await?;
     let user = DsSenderId::UserKeyHash(vec![1; 32].into());
-    trio.refuses("a user", &room.request_by(user, &alice, body.clone()), ErrorCode::Unsupported).await?;
+    trio.refuses("a user", &room.request_by(user, &alice, body.clone()), ErrorCode::InvalidCredential).await?;
 
     // Of another group of alice's: the commit is good there.
     let (mut other, create) = Room::forge(&trio.alice, &mut trio.stage.rng)?;

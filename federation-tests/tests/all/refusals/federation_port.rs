@@ -274,8 +274,8 @@ fn taken(sequence: u64, responses: &[QueueingServiceResponse]) -> FrameAnswer {
 
 // Shows: lane frames are taken in strict order and once: a repeat gets the same answer and changes nothing, a gap and a conflict
 // change nothing at all, not even for the good frames beside them; a hub sends for its own groups only. Failure: any other answer,
-// an entry too many or too few in the queue. Not a failure: that a frame of a new incarnation begins at 1 again.
-// covers QS-001, QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045
+// an entry too many or too few in the queue. A new incarnation begins with a reset, or is refused.
+// covers QS-001, QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045, QS-047, QS-048
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
     use QueueingServiceResponse::{InvalidClientQueueInformation as Invalid, Ok as Good};
@@ -329,6 +329,10 @@ async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
         let of_other = Lane { raw: lane.raw.clone(), group, incarnation: Incarnation::random() };
         assert_eq!(of_other.send(vec![frame(1, &[&good], "one")]).await?, refused, "a group of {hub}");
     }
+    let reset = |sequence| LaneFrame { delivery: Delivery::Reset, ..frame(sequence, &[&good], "") };
+    assert_eq!(lane.send(vec![reset(2)]).await?, malformed, "QS-047");
+    let next = Lane { raw: lane.raw.clone(), group: lane.group.clone(), incarnation: Incarnation::random() };
+    assert_eq!(next.send(vec![first.clone()]).await?, conflict, "QS-048");
     stage.expect_unchanged(&before, "refused frames").await?;
 
     assert_eq!(
@@ -345,5 +349,11 @@ async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
         })
         .collect();
     assert_eq!(texts, ["one", "two"]);
+
+    let begun = next.send(vec![reset(1), frame(2, &[&good], "after")]).await?;
+    assert_eq!(begun, LaneResult::Accepted(vec![taken(1, &[Good]), taken(2, &[Good])].into()));
+    let entries = alice.entries().await?;
+    assert_eq!(entries[2].delivery, Delivery::MessagesLost, "what the lane had not delivered is lost");
+    assert!(matches!(entries[3].delivery, Delivery::Message(_)) && entries.len() == 4);
     Ok(())
 }

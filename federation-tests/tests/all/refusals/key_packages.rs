@@ -3,9 +3,11 @@
 use federation_tests::people::{Person, key_package};
 use federation_tests::stage::Stage;
 use federation_tests::synth::{Capabilities, Extension, KeyPackage};
+use mimi_node::base::ids::InviteId;
 use mimi_node::base::limits::Limits;
 use mimi_node::base::{Fault, UnixMillis};
 use mimi_node::wire::keys::{ClaimKeyPackages, KeysRequest, PublishKeyPackages};
+use mimi_node::wire::qs::{Invite, QueueBinding};
 use mimi_node::wire::{ClientRequest, ErrorCode, Opaque, Reply, encode};
 
 const EXTENSION_LAST_RESORT: u16 = 10;
@@ -21,7 +23,7 @@ fn claim(of: &Person) -> KeysRequest {
 
 // Shows: a client publishes its own valid KeyPackages, each once and not too many, and a batch with a bad one is refused whole.
 // Failure: another code, or any change.
-// covers QS-010, QS-011, QS-012, QS-013, QS-014, QS-015, QS-016, QS-030, QS-031
+// covers QS-010, QS-011, QS-012, QS-013, QS-014, QS-015, QS-016, QS-017, QS-018, QS-030, QS-031
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     let mut stage = Stage::open(2, 61).await?;
@@ -30,7 +32,14 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     let bob = stage.person(1, "bob").await?;
     let (a, b) = (stage.domain(0), stage.domain(1));
     let mut rng = stage.rng.clone();
-    let config = alice.queue_for(&b)?;
+    let invite = |last_resort: u8| {
+        let expires_at_ms = UnixMillis::now().plus(std::time::Duration::from_secs(80 * 86_400)).0;
+        QueueBinding::Invite(Invite { invite_id: InviteId::random(), last_resort, expires_at_ms })
+    };
+    let config = alice.queue_config(invite(0))?;
+    let often = Extension { kind: 0xF0C0, data: encode(&alice.queue_config(invite(1))?) };
+    let for_hub = Extension { kind: 0xF0C0, data: encode(&alice.queue_for(&b)?) };
+    let of_carol = Extension { kind: 0xF0C0, data: encode(&carol.queue_config(invite(0))?) };
     let with_queue = Extension { kind: 0xF0C0, data: encode(&config) };
     let last_resort = Extension { kind: EXTENSION_LAST_RESORT, data: vec![] };
     let capable = Capabilities { extensions: vec![0xF0C0, EXTENSION_LAST_RESORT], ..Capabilities::default() };
@@ -40,7 +49,10 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     };
     let good = make(&capable, std::slice::from_ref(&with_queue), now_s);
     let another = make(&capable, std::slice::from_ref(&with_queue), now_s);
-    let of_last_resort = make(&capable, &[with_queue.clone(), last_resort], now_s);
+    let of_last_resort = make(&capable, &[often.clone(), last_resort], now_s);
+    let good_often = make(&capable, &[often], now_s);
+    let for_hub = make(&capable, &[for_hub], now_s);
+    let to_carol = make(&capable, &[of_carol], now_s);
     let without_queue = make(&capable, &[], now_s);
     let expired = make(&capable, std::slice::from_ref(&with_queue), now_s - 100 * 86_400);
     // KeyPackages of this test live 80 days; this one has half an hour left.
@@ -68,6 +80,9 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
         ("another device's", publish(&[of_laptop], None), ErrorCode::InvalidCredential),
         ("without a queue", publish(&[without_queue], None), ErrorCode::InvalidQueueConfig),
         ("with a queue elsewhere", publish(std::slice::from_ref(&elsewhere), None), ErrorCode::InvalidQueueConfig),
+        ("with an invite that is good for many", publish(&[good_often], None), ErrorCode::InvalidQueueConfig),
+        ("with what is bound to a hub", publish(&[for_hub], None), ErrorCode::InvalidQueueConfig),
+        ("with carol's queue", publish(&[to_carol], None), ErrorCode::InvalidQueueConfig),
         ("a good one beside a bad one", publish(&[good.clone(), elsewhere], None), ErrorCode::InvalidQueueConfig),
     ];
     for (what, request, code) in cases {

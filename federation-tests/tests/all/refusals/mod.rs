@@ -2,12 +2,14 @@
 //!
 //! Peers and clients here are bare QUIC connections with keys of the test's own, because no honest client sends such things.
 
+mod accounts;
 mod client_port;
 mod commits;
 mod federation_port;
 mod groups;
 mod key_packages;
 mod messages;
+mod queues;
 
 use federation_tests::people::{Person, Room};
 use federation_tests::stage::Stage;
