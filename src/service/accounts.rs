@@ -28,6 +28,7 @@ impl Service {
         }
         let now = UnixMillis::now();
         let user = self.signed_by_user(request, &message.certificates, now)?;
+        self.count_request(&user.public_key, now)?;
         let key = RequestKey::new(&user.public_key, request.content.request_id, request.content.digest());
         // A repeat is answered even when the first try ended the account.
         if let Some(response) = self.stored_answer(&key, now).await? {

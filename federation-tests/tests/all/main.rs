@@ -4,6 +4,7 @@
 mod cli;
 mod cli_devices;
 mod client_crash;
+mod corpus;
 mod crash;
 mod devices;
 mod discovery;
