@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ impl Zones {
 pub enum Trouble {
     /// SERVFAIL.
     Failure,
+    /// REFUSED.
+    Refusal,
     /// No answer at all.
     Silence,
 }
@@ -85,7 +88,7 @@ impl DnsServer {
         let ttl_s = u32::try_from(zones.ttl.as_secs()).unwrap_or(u32::MAX);
         let (udp, tcp) = bind(addr).await?;
         let local_addr = udp.local_addr()?;
-        let records = Arc::new(Records { zones: names, ttl_s, by_name: Mutex::default() });
+        let records = Arc::new(Records { zones: names, ttl_s: ttl_s.into(), by_name: Mutex::default() });
         let mut server = Server::new(Handler { records: Arc::clone(&records) });
         server.register_socket(udp);
         server.register_listener(tcp, TCP_IDLE_MAX, TCP_ANSWERS_MAX);
@@ -117,6 +120,11 @@ impl DnsServer {
         });
         self.records.replace(parse(name)?, &[RecordType::A, RecordType::AAAA], data.collect());
         Ok(())
+    }
+
+    /// Changes the lifetime of answers from now on, also of negative ones.
+    pub fn set_ttl(&self, ttl: Duration) {
+        self.records.ttl_s.store(u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     /// Makes questions for `name` and everything below it end in `trouble`, or no longer.
@@ -171,7 +179,7 @@ fn parse(name: &str) -> Result<LowerName, InvalidName> {
 /// What the handler and [`DnsServer`] share.
 struct Records {
     zones: BTreeSet<LowerName>,
-    ttl_s: u32,
+    ttl_s: AtomicU32,
     by_name: Mutex<State>,
 }
 
@@ -192,6 +200,10 @@ enum Answer {
 }
 
 impl Records {
+    fn ttl_s(&self) -> u32 {
+        self.ttl_s.load(Ordering::Relaxed)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,6 +224,7 @@ impl Records {
         if let Some(trouble) = state.troubles.iter().find(|(of, _)| of.zone_of(name)).map(|(_, trouble)| *trouble) {
             return match trouble {
                 Trouble::Failure => Answer::Code(ResponseCode::ServFail),
+                Trouble::Refusal => Answer::Code(ResponseCode::Refused),
                 Trouble::Silence => Answer::Silence,
             };
         }
@@ -222,7 +235,7 @@ impl Records {
         let data = state.data.get(name);
         let wanted_data = data.into_iter().flatten().filter(|data| data.record_type() == wanted || wanted == RecordType::ANY);
         let mut records: Vec<Record> =
-            wanted_data.map(|data| Record::from_rdata(name.into(), self.ttl_s, data.clone())).collect();
+            wanted_data.map(|data| Record::from_rdata(name.into(), self.ttl_s(), data.clone())).collect();
         if name == zone && wanted == RecordType::SOA {
             records.push((*soa).clone());
         }
@@ -238,8 +251,8 @@ impl Records {
     /// The zone's SOA, whose minimum is how long resolvers keep a negative answer (RFC 2308).
     fn soa(&self, zone: &LowerName) -> Record {
         let zone = Name::from(zone);
-        let soa = SOA::new(zone.clone(), zone.clone(), 1, 3600, 600, 86_400, self.ttl_s);
-        Record::from_rdata(zone, self.ttl_s, RData::SOA(soa))
+        let soa = SOA::new(zone.clone(), zone.clone(), 1, 3600, 600, 86_400, self.ttl_s());
+        Record::from_rdata(zone, self.ttl_s(), RData::SOA(soa))
     }
 }
 
@@ -383,6 +396,10 @@ mod tests {
         let resolver = resolver(&server, ConnectionConfig::udp());
         let found = resolver.lookup("a.test.", RecordType::A).await.unwrap();
         assert!(found.answers().iter().all(|record| record.ttl == 77));
+        server.set_ttl(Duration::from_secs(5));
+        let found = resolver.lookup("a.test.", RecordType::A).await.unwrap();
+        assert!(found.answers().iter().all(|record| record.ttl == 5));
+        server.set_ttl(Duration::from_secs(77));
         let Err(NetError::Dns(hickory_resolver::net::DnsError::NoRecordsFound(none))) =
             resolver.lookup("b.test.", RecordType::A).await
         else {
@@ -419,6 +436,8 @@ mod tests {
         server.set_a("one.a.test", vec![[127, 0, 0, 2].into()]).unwrap();
         server.set_trouble("a.test", Some(Trouble::Failure)).unwrap();
         assert_eq!(lookup(&resolver, "one.a.test.", RecordType::A).await, Err(ResponseCode::ServFail));
+        server.set_trouble("a.test", Some(Trouble::Refusal)).unwrap();
+        assert_eq!(lookup(&resolver, "one.a.test.", RecordType::A).await, Err(ResponseCode::Refused));
         server.set_trouble("a.test", Some(Trouble::Silence)).unwrap();
         let impatient = resolver_with_timeout(&server, ConnectionConfig::udp(), Duration::from_millis(50));
         let error = impatient.lookup("one.a.test.", RecordType::A).await.unwrap_err();

@@ -216,7 +216,7 @@ impl LocalGroup {
             }
             Decision::Outcome(mut outcome) => {
                 self.follow_outcome(&mut outcome);
-                Ok((Some(outcome), None))
+                Ok((Some(*outcome), None))
             }
             Decision::WelcomeInfo { .. } | Decision::ExternalCommitInfo => Ok((None, None)),
         }

@@ -129,9 +129,14 @@ impl World {
 
     /// Makes a domain's node ask another name server from its next start on: its own view of where the others are.
     pub fn set_name_server(&self, index: usize, server: SocketAddr) -> Result<(), Fault> {
+        self.change_config(index, |config| config.dns.servers = vec![server])
+    }
+
+    /// Changes a domain's configuration from its node's next start on.
+    pub fn change_config(&self, index: usize, change: impl FnOnce(&mut Config)) -> Result<(), Fault> {
         let path = self.site_dir(index).join("node.toml");
         let mut config = self.config(index)?;
-        config.dns.servers = vec![server];
+        change(&mut config);
         std::fs::write(&path, config.to_toml()?).with_context(|| format!("cannot write {}", path.display()))
     }
 

@@ -159,9 +159,6 @@ pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
 /// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
 pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
 
-/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
-pub const CLAIM_COUNTS_MAX: usize = 65_536;
-
 /// The most users and domains that one user may block (X5).
 pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
 
@@ -239,8 +236,24 @@ pub const HELLO_BYTES_MAX: usize = 4 * 1024;
 /// How long either side of a new peer connection waits for the other's `hello`.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (as RFC 8305 does).
-pub const DIAL_STAGGER: Duration = Duration::from_millis(500);
+/// Dialling a peer: while an address is silent, the next one is tried beside it after this long (RFC 8305 §5).
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+
+/// Dialling a peer: while the targets of one priority are silent, those of the next are tried beside them after this long. Longer
+/// than [`DIAL_STAGGER`], so that a target that is merely slow is preferred to one that is meant for its absence.
+pub const DIAL_PRIORITY_STAGGER: Duration = Duration::from_millis(1_000);
+
+/// The longest time that `[dns]` or `[dial]` may set, in seconds: a year.
+pub const CONFIGURED_SECONDS_MAX: u64 = 365 * 24 * 60 * 60;
+
+/// Dialling: attempts at one address, or one IPv6 /64, that have found no peer, before it is left alone.
+pub const DIAL_BUDGET: u32 = 32;
+
+/// Dialling: after so long, one attempt more.
+pub const DIAL_BUDGET_REFILL: Duration = Duration::from_secs(1);
+
+/// Dialling: the addresses of which that is known at once.
+pub const DIAL_BUDGETS_MAX: usize = 4_096;
 
 /// Peer connections: how far, in percent, a back-off may be from its nominal length, either way.
 pub const BACKOFF_JITTER_PERCENT: u32 = 20;
@@ -260,17 +273,47 @@ pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
 /// One DNS question.
 pub const DNS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The most SRV records used of one answer.
-pub const SRV_RECORDS_MAX: usize = 16;
+/// The most SRV records used of one answer, unless `[dns]` says otherwise.
+pub const SRV_RECORDS_MAX: usize = 8;
 
-/// The most addresses tried per SRV target.
-pub const TARGET_ADDRESSES_MAX: usize = 8;
+/// The most addresses tried per SRV target, unless `[dns]` says otherwise.
+pub const TARGET_ADDRESSES_MAX: usize = 4;
+
+/// The most addresses that `[dns]` can allow for one dial sequence, targets times addresses: so many packets a hostile domain can
+/// make this node send wherever it likes. It is also the most that can be written down for one peer.
+pub const DIAL_ADDRESSES_MAX: usize = 64;
+
+/// Answers of DNS are kept for their TTL, but at least for this long, unless `[dns]` says otherwise: a TTL of 0 would ask again
+/// with every dial.
+pub const DNS_TTL_MIN: Duration = Duration::from_secs(1);
+
+/// And at most for this long, unless `[dns]` says otherwise: what a slip of a day costs is not a day.
+pub const DNS_TTL_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How long after its TTL an answer serves while the name servers fail or are silent, unless `[dns]` says otherwise (RFC 8767 §5
+/// suggests one to three days).
+pub const DNS_STALE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long "this name does not exist" counts at most, whatever the zone says (RFC 2308 §5 lets it be hours).
+pub const DNS_NO_SUCH_NAME_KEPT_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How long "this name has no such records" counts at most: somebody has begun to set the domain up.
+pub const DNS_NO_RECORDS_KEPT_MAX: Duration = Duration::from_secs(60);
+
+/// How long a question that got no answer is not asked again: it costs [`DNS_TIMEOUT`] each time.
+pub const DNS_SILENCE_KEPT: Duration = Duration::from_secs(5);
+
+/// How long a question that a name server failed to answer is not asked again (RFC 9520 §3.2 wants at least a second).
+pub const DNS_FAILURE_KEPT: Duration = Duration::from_secs(2);
+
+/// When a host's addresses of one family are there, how long those of the other are waited for.
+pub const DNS_OTHER_FAMILY_WAIT: Duration = Duration::from_millis(500);
 
 /// How many times a DNS question is repeated within [`DNS_TIMEOUT`].
 pub const DNS_ATTEMPTS: usize = 2;
 
-/// The most records (answers to distinct questions) the resolver remembers.
-pub const DNS_CACHE_ENTRIES_MAX: u64 = 4_096;
+/// The most answers to distinct questions that the resolver remembers, of each type.
+pub const DNS_CACHE_ENTRIES_MAX: usize = 4_096;
 
 // --- QUIC and UDP ---
 
@@ -322,6 +365,22 @@ pub const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(15);
 
 /// QUIC: at most one stateless reset leaves an endpoint in this time (RFC 9000 §21.11).
 pub const STATELESS_RESET_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How often a node looks whether its TLS files have changed. A change is taken once it was seen twice alike, so that a file that
+/// is being written is not read.
+pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a node looks at the days that certificates have left, and tries TLS files again that it could not use.
+pub const TLS_EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the log repeats that a certificate or revocation list will expire.
+pub const TLS_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// From how many days left on the log warns of a certificate, unless the configuration says otherwise.
+pub const TLS_WARN_DAYS: u32 = 14;
+
+/// How long a revocation list made here is good for.
+pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);

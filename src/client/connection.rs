@@ -38,7 +38,7 @@ impl Node {
     ) -> Result<Self, Fault> {
         Ok(Self {
             domain: domain.clone(),
-            resolver: Resolver::new(&ResolverSettings { servers: resolver.to_vec() })?,
+            resolver: Resolver::new(&ResolverSettings { servers: resolver.to_vec(), ..ResolverSettings::default() })?,
             config: tls::client_config(pin, identity)?,
             endpoints: Mutex::default(),
             connection: Mutex::default(),

@@ -100,7 +100,7 @@ pub(super) fn check_limits(
         return Ok(());
     }
     // DS-053: the group stays within its limit of leaves.
-    let leaves = state.members.len() - changes.removed.len() + new.len();
+    let leaves = (state.members.len() + new.len()).saturating_sub(changes.removed.len());
     if on("DS-053") && leaves > hub.limits.group_leaves_max {
         return Err(ErrorCode::TooLarge.into());
     }

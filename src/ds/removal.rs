@@ -47,8 +47,7 @@ pub(super) fn want(head: &mut Head, leaf_index: u32, cause: Cause, now_ms: u64) 
             head.removals.push(Removal { leaf_index, cause, since_ms: now_ms });
             true
         }
-        // Who comes back need not go; who leaves, goes.
-        Some(removal) if removal.cause.admits_resync() && !cause.admits_resync() => {
+        Some(removal) if removal.cause.finality() < cause.finality() => {
             *removal = Removal { leaf_index, cause, since_ms: now_ms };
             true
         }
@@ -149,7 +148,7 @@ pub fn due(hub: &Hub<'_>, state: &GroupState) -> Vec<(u32, Cause)> {
     let causes = state.members.iter().filter_map(|(leaf_index, member)| Some((*leaf_index, cause_of(member)?)));
     let is_news = |leaf_index: u32, cause: Cause| match state.head.removal(leaf_index) {
         None => true,
-        Some(removal) => removal.cause.admits_resync() && !cause.admits_resync(),
+        Some(removal) => removal.cause.finality() < cause.finality(),
     };
     causes.filter(|(leaf_index, cause)| is_news(*leaf_index, *cause)).collect()
 }

@@ -87,6 +87,11 @@ impl Cause {
         matches!(self, Self::Inactive | Self::QueueRejected)
     }
 
+    /// How final it is: a cause gives way to one that is more so.
+    pub(super) fn finality(self) -> u8 {
+        2 - u8::from(self.ends_on_return()) - u8::from(self.admits_resync())
+    }
+
     /// Whether the leaf's client may come back by an external Commit that takes the leaf out.
     pub fn admits_resync(self) -> bool {
         matches!(self, Self::Inactive | Self::QueueRejected | Self::Replaced | Self::Expired)

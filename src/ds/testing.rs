@@ -127,7 +127,7 @@ impl TestHub {
         match self.decide(request, through)? {
             Decision::Outcome(mut outcome) => {
                 self.apply(&mut outcome);
-                Ok(outcome)
+                Ok(*outcome)
             }
             Decision::Commit(accepted) => {
                 let Accepted { mut outcome, update } = *accepted;
@@ -147,6 +147,19 @@ impl TestHub {
         let mut outcome = decide(&self.hub(), self.state())?;
         self.apply(&mut outcome);
         Some(outcome)
+    }
+
+    /// Whether snapshot and log, the tree in memory and the small record say the same of who is there.
+    pub(super) fn check(&self) {
+        let id = self.state().uri.to_bytes();
+        let restored = Tree::restore(&id, &self.snapshot, self.log.iter().map(Vec::as_slice)).expect("restores");
+        assert_eq!(restored.ratchet_tree().expect("encodes"), self.ratchet_tree());
+        assert_eq!((restored.epoch(), restored.leaf_indices()), (self.state().head.epoch, self.leaves()));
+    }
+
+    /// The leaves that the small record knows.
+    pub(super) fn leaves(&self) -> Vec<u32> {
+        self.state().members.keys().copied().collect()
     }
 
     /// The encoded ratchet_tree of the current epoch.

@@ -6,16 +6,38 @@ use rand::Rng;
 
 use crate::base::limits;
 
-/// How long to wait after the `failures`-th failure in a row (counted from 1): [`limits::BACKOFF_FIRST`], doubled with each
-/// further failure, at most [`limits::BACKOFF_MAX`]; spread by ±[`limits::BACKOFF_JITTER_PERCENT`], so that the peers of a node
-/// that was down do not all return at once.
+/// How long to wait between tries that fail; the default is [`limits::BACKOFF_FIRST`] to [`limits::BACKOFF_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first failure, about.
+    pub first: Duration,
+    /// Never longer.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: limits::BACKOFF_FIRST, max: limits::BACKOFF_MAX }
+    }
+}
+
+impl Backoff {
+    /// How long to wait after the `failures`-th failure in a row (counted from 1): the first wait, doubled with each further
+    /// failure, at most the longest; spread by ±[`limits::BACKOFF_JITTER_PERCENT`], so that the peers of a node that was down do
+    /// not all return at once.
+    pub fn delay(&self, failures: u32, rng: &mut impl Rng) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        // The cap leaves room for the jitter, which would otherwise pile up at the maximum.
+        let cap = self.max * 100 / (100 + limits::BACKOFF_JITTER_PERCENT);
+        let nominal = self.first.saturating_mul(1 << doublings).min(cap);
+        let percent = rng.random_range(100 - limits::BACKOFF_JITTER_PERCENT..=100 + limits::BACKOFF_JITTER_PERCENT);
+        nominal * percent / 100
+    }
+}
+
+/// [`Backoff::delay`] with the default waits.
 pub fn delay(failures: u32, rng: &mut impl Rng) -> Duration {
-    let doublings = failures.saturating_sub(1).min(31);
-    // The cap leaves room for the jitter, which would otherwise pile up at the maximum.
-    let cap = limits::BACKOFF_MAX * 100 / (100 + limits::BACKOFF_JITTER_PERCENT);
-    let nominal = limits::BACKOFF_FIRST.saturating_mul(1 << doublings).min(cap);
-    let percent = rng.random_range(100 - limits::BACKOFF_JITTER_PERCENT..=100 + limits::BACKOFF_JITTER_PERCENT);
-    nominal * percent / 100
+    Backoff::default().delay(failures, rng)
 }
 
 #[cfg(test)]
@@ -50,5 +72,12 @@ mod tests {
         };
         assert_eq!(delays(5), delays(5));
         assert_ne!(delays(5), delays(6));
+    }
+
+    #[test]
+    fn a_cap_below_the_first_wait_holds_too() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let impatient = Backoff { max: Duration::from_millis(300), ..Backoff::default() };
+        assert!((1..40).all(|failures| impatient.delay(failures, &mut rng) <= impatient.max));
     }
 }

@@ -23,6 +23,8 @@ pub enum Why {
     DnsTimedOut,
     /// No address of the peer could be connected to, or none is in a family this node has.
     Unreachable,
+    /// Every address of the peer is one that this node does not dial (`transport::addresses`).
+    ForbiddenAddress,
     /// The peer's node answered that it takes no connection now.
     Refused,
     /// The peer was silent, or its answer took too long.
@@ -42,6 +44,10 @@ pub enum Why {
         /// Why it failed last.
         cause: Box<Why>,
     },
+    /// An operator of this node has put the peer on hold.
+    Held,
+    /// An operator of this node does not federate with the peer.
+    DeniedHere,
     /// The connection ended, or the peer gave up the request, before its answer.
     Closed,
     /// The answer, or the request in the peer's eyes, is over its limit.
@@ -59,6 +65,7 @@ impl fmt::Display for Why {
             Self::DnsFailure => "DNS failed",
             Self::DnsTimedOut => "DNS timed out",
             Self::Unreachable => "unreachable",
+            Self::ForbiddenAddress => "its addresses are not dialled",
             Self::Refused => "connection refused",
             Self::TimedOut => "timed out",
             Self::Certificate => "certificate refused",
@@ -66,6 +73,8 @@ impl fmt::Display for Why {
             Self::HelloRefused => "hello refused",
             Self::Denied => "denied by the peer",
             Self::BackingOff { cause, .. } => return write!(f, "not tried again yet after: {cause}"),
+            Self::Held => "held by this node's operator",
+            Self::DeniedHere => "denied by this node's operator",
             Self::Closed => "connection closed",
             Self::TooLarge => "too large",
             Self::Local => "this node cannot",

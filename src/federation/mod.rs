@@ -3,19 +3,23 @@
 //!
 //! ```text
 //! request ─▶ pool ─▶ up? ───────────────────────────▶ stream ─▶ answer
-//!                    └▶ gate: may we try? ─▶ dial: discovery ─▶ TLS ─▶ hello ─▶ up
+//!                    └▶ gate: may we try? ─▶ dial: discovery ─▶ address policy, budget ─▶ TLS ─▶ hello ─▶ up
 //! ```
 
 pub mod backoff;
+mod budget;
 mod dial;
 pub mod error;
 pub mod gate;
 pub mod hello;
 pub mod pool;
 
+pub use backoff::Backoff;
+pub use dial::DialSettings;
 pub use error::{PeerError, Sent, Why};
+pub use gate::{GateState, GateStatus};
 pub use hello::{Hello, answer_hello};
-pub use pool::{PeerPool, PeerStream};
+pub use pool::{PeerPool, PeerStatus, PeerStream};
 
 #[cfg(test)]
 mod tests;

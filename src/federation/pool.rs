@@ -12,13 +12,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::dial::Dialer;
+use super::backoff::Backoff;
+use super::dial::{DialSettings, Dialer};
 use super::error::{self, PeerError, Sent, Why};
-use super::gate::{Gate, Verdict};
+use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
 use super::hello::Hello;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
-use crate::transport::{CloseCode, FrameError, NodeTls, Resolver};
+use crate::transport::{CloseCode, FrameError, NodeTls, Resolver, Session};
 
 /// The connections of this node to its peers. Clones share them; the last one dropped ends them.
 #[derive(Clone)]
@@ -29,6 +30,8 @@ pub struct PeerPool {
 struct Shared {
     own: Domain,
     dialer: Arc<Dialer>,
+    tls: NodeTls,
+    backoff: Backoff,
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
@@ -50,8 +53,22 @@ struct State {
 
 enum Link {
     Down,
-    Dialling(watch::Receiver<Option<Result<Arc<Live>, PeerError>>>),
+    Dialling(DialOutcome),
     Up(Arc<Live>),
+}
+
+/// Where the outcome of a dial sequence will be.
+type DialOutcome = watch::Receiver<Option<Result<Arc<Live>, PeerError>>>;
+
+/// What is known of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The peer.
+    pub domain: Domain,
+    /// Whether it may be tried, and what failed.
+    pub gate: GateStatus,
+    /// The address that our connection to it leads to, if it is up.
+    pub connected: Option<std::net::SocketAddr>,
 }
 
 /// A connection that is up: `hello` has been exchanged.
@@ -60,6 +77,8 @@ struct Live {
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
+    /// Has the connection closed when the peer's certificate is no longer accepted.
+    _session: Arc<Session>,
 }
 
 /// A lock whose holder panicked is still good: every change under it is complete at any point.
@@ -70,9 +89,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl PeerPool {
     /// A pool that dials from `endpoint` as `own`, finds peers with `resolver` and greets them with `hello`. Connects to nobody
     /// yet. Must be used within a tokio runtime.
-    pub fn new(endpoint: Endpoint, tls: &NodeTls, resolver: Resolver, own: Domain, hello: Arc<dyn Hello>) -> Result<Self, Fault> {
-        let dialer = Arc::new(Dialer { endpoint, config: tls.federation_client()?, resolver, hello });
-        Ok(Self { shared: Arc::new(Shared { own, dialer, peers: Mutex::default(), dials: Mutex::default() }) })
+    pub fn new(
+        endpoint: Endpoint,
+        tls: &NodeTls,
+        resolver: Resolver,
+        own: Domain,
+        hello: Arc<dyn Hello>,
+        settings: DialSettings,
+    ) -> Result<Self, Fault> {
+        let DialSettings { addresses, backoff } = settings;
+        let config = tls.federation_client()?;
+        let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses, budget: Mutex::default() });
+        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, backoff, peers, dials }) })
+    }
+
+    /// The TLS identity that peers are dialled with, and what judges theirs.
+    pub fn tls(&self) -> &NodeTls {
+        &self.shared.tls
     }
 
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
@@ -117,11 +151,15 @@ impl PeerPool {
         }
     }
 
-    /// `domain` has connected to us and shown its certificate: if we are backing off from it, one attempt is allowed at once.
+    /// `domain` has connected to us and shown its certificate: if we are backing off from it, one attempt is made at once, whether
+    /// or not anything waits for it. If it fails, all is as it was.
     pub fn inbound_contact(&self, domain: &Domain) {
-        if let Some(peer) = lock(&self.shared.peers).get(domain).cloned()
-            && lock(&peer.state).gate.inbound_contact(Instant::now().into_std())
-        {
+        let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return };
+        let mut state = lock(&peer.state);
+        if matches!(state.link, Link::Down) && state.gate.inbound_contact(now()) {
+            self.spawn_dial(&peer, &mut state);
+            drop(state);
+            // Whoever waits for the gate now waits for the probe.
             peer.changed.notify_waiters();
         }
     }
@@ -129,22 +167,85 @@ impl PeerPool {
     /// Allows one attempt to reach `domain` at once, whatever its back-off, and tells those who wait for it.
     pub fn wake(&self, domain: &Domain) {
         if let Some(peer) = lock(&self.shared.peers).get(domain).cloned() {
-            lock(&peer.state).gate.wake(Instant::now().into_std());
+            lock(&peer.state).gate.wake(now());
             peer.changed.notify_waiters();
         }
     }
 
-    /// Waits until `domain` may be tried: at once unless it backs off. Cancel-safe.
+    /// Forgets what DNS said, of `domain` or of everyone, and allows one attempt at once where a peer is backed off from. A
+    /// connection that is up stays.
+    pub fn flush(&self, domain: Option<&Domain>) {
+        match domain {
+            Some(domain) => {
+                self.shared.dialer.resolver.flush_domain(domain);
+                self.wake(domain);
+            }
+            None => {
+                self.shared.dialer.resolver.flush();
+                let known: Vec<_> = lock(&self.shared.peers).keys().cloned().collect();
+                known.iter().for_each(|domain| self.wake(domain));
+            }
+        }
+    }
+
+    /// An operator wants nothing sent to `domain` until [`PeerPool::reopen`]; its connection is closed. What waits for it stays
+    /// where it is.
+    pub fn hold(&self, domain: &Domain, reason: &str) -> Result<(), PeerError> {
+        self.shut(domain, CloseCode::Done, |gate| gate.hold(now(), reason))
+    }
+
+    /// An operator does not federate with `domain` until [`PeerPool::reopen`]; its connection is closed. Connections that it has
+    /// made to us are not the pool's business.
+    pub fn deny(&self, domain: &Domain, reason: &str) -> Result<(), PeerError> {
+        self.shut(domain, CloseCode::Denied, |gate| gate.deny(now(), reason))
+    }
+
+    fn shut(&self, domain: &Domain, code: CloseCode, shut: impl FnOnce(&mut Gate)) -> Result<(), PeerError> {
+        let peer = self.peer(domain)?;
+        let mut state = lock(&peer.state);
+        shut(&mut state.gate);
+        state.close(code);
+        drop(state);
+        peer.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Ends [`PeerPool::hold`] or [`PeerPool::deny`]; `domain` may be tried at once. Whether it was closed by either.
+    pub fn reopen(&self, domain: &Domain, reason: &str) -> bool {
+        let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return false };
+        let reopened = lock(&peer.state).gate.reopen(now(), reason);
+        peer.changed.notify_waiters();
+        reopened
+    }
+
+    /// What is known of `domain`; `None` when nobody has asked for it lately.
+    pub fn status(&self, domain: &Domain) -> Option<PeerStatus> {
+        let peer = lock(&self.shared.peers).get(domain).cloned();
+        peer.map(|peer| peer.status())
+    }
+
+    /// What is known of every peer that was asked for lately, in the order of their names.
+    pub fn statuses(&self) -> Vec<PeerStatus> {
+        let peers: Vec<_> = lock(&self.shared.peers).values().cloned().collect();
+        let mut statuses: Vec<_> = peers.iter().map(|peer| peer.status()).collect();
+        statuses.sort_by(|a, b| a.domain.cmp(&b.domain));
+        statuses
+    }
+
+    /// Waits until `domain` may be tried: at once unless it backs off, is held or denied. Cancel-safe.
     pub async fn wait_until_ready(&self, domain: &Domain) {
         let Ok(peer) = self.peer(domain) else { return };
         loop {
             let mut changed = std::pin::pin!(peer.changed.notified());
             // Registered before looking, so that no change in between is missed.
             changed.as_mut().enable();
-            let Some(until) = lock(&peer.state).gate.closed_until(Instant::now().into_std()) else { return };
-            tokio::select! {
-                () = changed => {}
-                () = sleep_until(until.into()) => {}
+            let Some(until) = lock(&peer.state).gate.closed_until(now()) else { return };
+            match until {
+                ClosedUntil::Told => changed.await,
+                ClosedUntil::Time(until) => tokio::select! {
+                    () = changed => {}
+                    () = sleep_until(until.into()) => {}
+                },
             }
         }
     }
@@ -183,7 +284,8 @@ impl PeerPool {
             return Ok(peer.clone());
         }
         if peers.len() >= limits::PEERS_MAX {
-            let unused = peers.values().filter(|peer| Arc::strong_count(peer) == 1);
+            // What an operator has closed is not forgotten: it would be open again.
+            let unused = peers.values().filter(|peer| Arc::strong_count(peer) == 1 && lock(&peer.state).gate.closed().is_none());
             let oldest = unused.min_by_key(|peer| {
                 let mut state = lock(&peer.state);
                 (state.live().is_some(), state.last_used)
@@ -193,7 +295,7 @@ impl PeerPool {
             };
             peers.remove(&oldest);
         }
-        let gate = Gate::new(domain.clone(), rand::random());
+        let gate = Gate::new(domain.clone(), self.shared.backoff, rand::random(), now());
         let state = State { link: Link::Down, gate, last_used: Instant::now() };
         let peer = Arc::new(Peer { domain: domain.clone(), state: Mutex::new(state), changed: Notify::new() });
         peers.insert(domain.clone(), peer.clone());
@@ -210,18 +312,14 @@ impl PeerPool {
             }
             match &state.link {
                 Link::Dialling(dial) => dial.clone(),
-                _ => match state.gate.may_try(Instant::now().into_std()) {
-                    Verdict::Try => {
-                        let (sender, dial) = watch::channel(None);
-                        state.link = Link::Dialling(dial.clone());
-                        self.spawn_dial(peer.clone(), sender);
-                        dial
-                    }
+                _ => match state.gate.may_try(now()) {
+                    Verdict::Try => self.spawn_dial(peer, &mut state),
                     Verdict::Wait(until, cause) => {
                         let detail = "a try before its back-off ends would only add load";
                         let why = Why::BackingOff { until, cause: Box::new(cause) };
                         return Err(PeerError::not_sent(&peer.domain, why, detail));
                     }
+                    Verdict::Closed(why) => return Err(PeerError::not_sent(&peer.domain, why, "")),
                 },
             }
         };
@@ -234,37 +332,69 @@ impl PeerPool {
         outcome.unwrap_or_else(abandoned).map(|live| (live, false))
     }
 
-    /// Dials in a task of the pool, so that a caller who gives up takes no one else's connection away.
-    fn spawn_dial(&self, peer: Arc<Peer>, result: watch::Sender<Option<Result<Arc<Live>, PeerError>>>) {
-        let dialer = self.shared.dialer.clone();
+    /// Dials in a task of the pool, so that a caller who gives up takes no one else's connection away. Returns where its outcome
+    /// will be.
+    fn spawn_dial(&self, peer: &Arc<Peer>, state: &mut State) -> DialOutcome {
+        let (result, outcome) = watch::channel(None);
+        state.link = Link::Dialling(outcome.clone());
+        let (dialer, tls, peer) = (self.shared.dialer.clone(), self.shared.tls.clone(), peer.clone());
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
             let abandoned = Abandoned(&peer);
             let outcome = dialer.dial(&peer.domain).await;
-            let outcome = outcome.map(|connection| {
-                tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
-                Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0) })
-            });
-            {
-                let mut state = lock(&peer.state);
-                match &outcome {
-                    Ok(live) => {
-                        state.gate.succeeded();
-                        state.link = Link::Up(live.clone());
-                    }
-                    Err(error) => {
-                        state.gate.failed(Instant::now().into_std(), error.why.clone(), &error.detail);
-                        state.link = Link::Down;
+            let outcome = outcome.and_then(|connection| {
+                // Judged once more, by what is trusted now, and watched from now on.
+                match tls.admit(&peer.domain, &connection) {
+                    Ok(session) => Ok((connection, session)),
+                    Err((code, reason)) => {
+                        code.close(&connection, &reason);
+                        Err(PeerError::not_sent(&peer.domain, Why::Certificate, reason))
                     }
                 }
-            }
+            });
+            let outcome = {
+                let mut state = lock(&peer.state);
+                let closed = state.gate.closed();
+                let outcome = match (outcome, closed) {
+                    (Ok((connection, session)), None) => {
+                        tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
+                        state.gate.succeeded(now());
+                        Ok(Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0), _session: session }))
+                    }
+                    // An operator was faster.
+                    (Ok((connection, _)), Some(why)) => {
+                        CloseCode::Done.close(&connection, "not wanted any more");
+                        Err(PeerError::not_sent(&peer.domain, why, ""))
+                    }
+                    (Err(error), _) => {
+                        state.gate.failed(now(), error.why.clone(), &error.detail);
+                        Err(error)
+                    }
+                };
+                state.link = outcome.as_ref().map_or(Link::Down, |live| Link::Up(live.clone()));
+                outcome
+            };
             std::mem::forget(abandoned);
             peer.changed.notify_waiters();
             // Whoever waited may have given up.
             let _ = result.send(Some(outcome));
         });
+        outcome
     }
+}
+
+impl Peer {
+    fn status(&self) -> PeerStatus {
+        let mut state = lock(&self.state);
+        let connected = state.live().map(|live| live.connection.remote_address());
+        PeerStatus { domain: self.domain.clone(), gate: state.gate.status(), connected }
+    }
+}
+
+/// The gate's clock, which a test may stop.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// Dropped when a dial ends without a result: the link is down then, and may be dialled by the next one.
@@ -274,7 +404,7 @@ impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         let mut state = lock(&self.0.state);
         state.link = Link::Down;
-        state.gate.abandoned(Instant::now().into_std());
+        state.gate.abandoned(now());
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -289,7 +419,7 @@ impl State {
         if !of_use && reason != quinn::ConnectionError::LocallyClosed {
             // Else a peer that greets and then hangs up would be dialled in a loop.
             let why = error::connection_failure(&reason).0;
-            self.gate.failed(Instant::now().into_std(), why, &reason.to_string());
+            self.gate.failed(now(), why, &reason.to_string());
         }
         self.link = Link::Down;
         None

@@ -73,7 +73,6 @@ impl Changes {
                     changes.removed_by_ds.insert(remove.removed().u32());
                 }
                 (Proposal::Update(update), Sender::Member(index)) => {
-                    changes.leaf_octets.0 += update.leaf_node().tls_serialized_len();
                     changes.update(group, *index, update.leaf_node())?;
                 }
                 (Proposal::ExternalInit(_), Sender::NewMemberCommit) => changes.external_inits += 1,
@@ -84,13 +83,15 @@ impl Changes {
         changes.removed = changes.removed_by_value.union(&changes.removed_by_ds).copied().collect();
         let path_leaf = staged.update_path_leaf_node();
         changes.has_path = path_leaf.is_some();
-        changes.leaf_octets.0 += path_leaf.map_or(0, |leaf| leaf.tls_serialized_len());
         let joining = match (path_leaf, sender) {
             (Some(leaf), Sender::Member(index)) => {
                 changes.update(group, *index, leaf)?;
                 None
             }
-            (Some(leaf), _) => Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?),
+            (Some(leaf), _) => {
+                changes.leaf_octets.0 += leaf.tls_serialized_len();
+                Some(examine_leaf(leaf, ErrorCode::InvalidCommit)?)
+            }
             (None, _) => None,
         };
         let replaced =
@@ -106,6 +107,7 @@ impl Changes {
     }
 
     fn update(&mut self, group: &PublicGroup, index: LeafNodeIndex, leaf: &LeafNode) -> Result<(), Rejection> {
+        self.leaf_octets.0 += leaf.tls_serialized_len();
         self.updated.insert(index.u32(), examine_leaf(leaf, ErrorCode::InvalidCommit)?);
         let is_same = |old: &LeafNode| {
             old.credential() == leaf.credential()

@@ -1,9 +1,10 @@
 //! Setting a node up for the first time: its keys, in its database.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Dns, Listen, LogLevel, Tls, write_public, write_secret};
+use super::config::{Config, Dial, Dns, Listen, LogLevel, Tls, write_public, write_secret};
 use crate::base::crypto::SigningKey;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::Limits;
@@ -49,18 +50,17 @@ impl NewNode<'_> {
         write_secret(&tls.join("node.key"), &certificate.key_pem)?;
         write_public(&tls.join("authorities.pem"), &self.ca.certificate_pem())?;
         initialise(&self.directory.join("data"), self.domain).await?;
+        let dial = Dial::for_node_at(self.listen.federation.ip());
         let config = Config {
             domain: self.domain.clone(),
             data: "data".into(),
             log: LogLevel::Info,
             listen: self.listen,
-            tls: Tls {
-                certificate: "tls/node.pem".into(),
-                key: "tls/node.key".into(),
-                authorities: "tls/authorities.pem".into(),
-            },
-            dns: Dns { servers: self.dns },
+            tls: Tls::new("tls/node.pem", "tls/node.key", "tls/authorities.pem"),
+            dns: Dns::asking(self.dns),
+            dial,
             limits: Limits::default(),
+            peers: BTreeMap::new(),
         };
         let path = self.directory.join("node.toml");
         write_public(&path, &config.to_toml()?)?;

@@ -33,6 +33,8 @@ pub struct PublishedKeyPackage {
 pub struct PublishedInvite {
     /// The queue that it leads to.
     pub queue_id: QueueId,
+    /// The queue's generation when it was sealed.
+    pub generation: u32,
     /// Its name.
     pub invite_id: InviteId,
     /// Until when it is good.
@@ -108,6 +110,7 @@ impl Publication<'_> {
         let is_good = invite_is_good(invite, self.now) && invite.last_resort == u8::from(last_resort);
         is_good.then_some(PublishedInvite {
             queue_id: information.queue_id,
+            generation: information.generation,
             invite_id: invite.invite_id,
             expires_at: UnixMillis(invite.expires_at_ms),
         })
@@ -269,7 +272,12 @@ mod tests {
             message: Vec::new(),
             last_resort: false,
             not_after: UnixMillis(1),
-            invite: PublishedInvite { queue_id: QueueId([queue; 16]), invite_id: InviteId([2; 16]), expires_at: UnixMillis(1) },
+            invite: PublishedInvite {
+                queue_id: QueueId([queue; 16]),
+                generation: 1,
+                invite_id: InviteId([2; 16]),
+                expires_at: UnixMillis(1),
+            },
         };
         let clients = BTreeMap::from([(QueueId([1; 16]), client("bob")), (QueueId([2; 16]), client("ben"))]);
         let check = |queues: &[u8]| {

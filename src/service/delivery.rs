@@ -180,7 +180,7 @@ impl Service {
         match decided {
             Decision::WelcomeInfo { epoch } => self.welcome_info(&group, &uri, epoch).await.map(Tried::Answered),
             Decision::ExternalCommitInfo => self.external_commit_info(&mut group, &uri).await.map(Tried::Answered),
-            Decision::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
+            Decision::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
             Decision::Commit(accepted) => {
                 let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await

@@ -150,10 +150,12 @@ fn reason(why: &Why) -> UnreachableReason {
         Why::NoSuchDomain => UnreachableReason::NoSuchDomain,
         Why::NoRecords | Why::RefusesFederation => UnreachableReason::DoesNotFederate,
         Why::DnsFailure | Why::DnsTimedOut => UnreachableReason::DnsFailure,
-        Why::Unreachable | Why::Refused | Why::Protocol | Why::Closed | Why::Local => UnreachableReason::Refused,
+        Why::Unreachable | Why::ForbiddenAddress | Why::Refused | Why::Protocol | Why::Closed | Why::Local => {
+            UnreachableReason::Refused
+        }
         Why::TimedOut => UnreachableReason::TimedOut,
         Why::Certificate => UnreachableReason::Certificate,
-        Why::HelloRefused | Why::Denied | Why::TooLarge => UnreachableReason::Denied,
-        Why::BackingOff { .. } => UnreachableReason::BackingOff,
+        Why::HelloRefused | Why::Denied | Why::DeniedHere | Why::TooLarge => UnreachableReason::Denied,
+        Why::BackingOff { .. } | Why::Held => UnreachableReason::BackingOff,
     }
 }

@@ -20,7 +20,7 @@ use crate::base::crypto::SigningKey;
 use crate::base::ids::{InviteId, QueueId, RequestId};
 use crate::base::limits::Limits;
 use crate::base::{Domain, UnixMillis};
-use crate::federation::PeerPool;
+use crate::federation::{DialSettings, PeerPool};
 use crate::identity::chain::{AsRoots, validate_client_chain};
 use crate::identity::{AsRoot, ClientIdentity};
 use crate::qs::sealed::QsKeyPair;
@@ -129,10 +129,12 @@ impl TestNode {
         let ds_chain = vec![as_root.issue_service("mimi://a.test/ds", &public, now).expect("a certificate")];
         let keys = NodeKeys { as_root, ds, ds_chain, qs: vec![QsKeyPair::generate(1).expect("a key")] };
         // A name server that is not there: nobody is found.
-        let resolver = Resolver::new(&ResolverSettings { servers: vec![([127, 0, 0, 1], 9).into()] }).expect("a resolver");
+        let resolver =
+            Resolver::new(&ResolverSettings { servers: vec![([127, 0, 0, 1], 9).into()], ..ResolverSettings::default() })
+                .expect("a resolver");
         let hello = Arc::new(OwnHello::new(own.clone()));
         let tls = Ca::new("test CA").node("a.test");
-        let peers = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello).expect("a pool");
+        let peers = PeerPool::new(bind(None), &tls, resolver, own.clone(), hello, DialSettings::default()).expect("a pool");
         // Stopping from the start: no worker begins, and what is accepted stays where it was written.
         let (_, stopping) = watch::channel(true);
         let service = Service::new(own, storage, peers, keys, limits, stopping).await.expect("services");

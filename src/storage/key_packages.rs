@@ -56,13 +56,17 @@ impl Transaction for PublishKeyPackages {
         }
         let client = self.client.to_string();
         // The checks come before the first write: a refused publication changes nothing.
-        let count = sqlx::query("SELECT COUNT(*) AS n FROM key_packages WHERE client = $1 AND user_uri = $2 AND last_resort = 0 AND not_after_ms >= $3")
-            .bind(client.as_str())
-            .bind(self.client.user().to_string())
-                .bind(integer(self.now.0))
-                .fetch_one(&mut *connection)
-            .await
-            .context(failed)?;
+        let count = sqlx::query(
+            "SELECT COUNT(*) AS n FROM key_packages WHERE client = $1 AND user_uri = $2 AND last_resort = 0 \
+             AND not_after_ms >= $3 AND (client_key_hash IS NULL OR client_key_hash = $4)",
+        )
+        .bind(client.as_str())
+        .bind(self.client.user().to_string())
+        .bind(integer(self.now.0))
+        .bind(self.client_key_hash.as_slice())
+        .fetch_one(&mut *connection)
+        .await
+        .context(failed)?;
         let there = unsigned(count.try_get("n").context(failed)?);
         let ordinary = self.key_packages.iter().filter(|key_package| !key_package.last_resort).count() as u64;
         if !has_room_for(ordinary, there, self.limit) {
@@ -79,6 +83,13 @@ impl Transaction for PublishKeyPackages {
                 return Ok(Published::Repeated);
             }
         }
+        // A client that lost its keys has new ones (X6): nobody can open what an old one's KeyPackage brings.
+        sqlx::query("DELETE FROM key_packages WHERE client = $1 AND client_key_hash <> $2")
+            .bind(client.as_str())
+            .bind(self.client_key_hash.as_slice())
+            .execute(&mut *connection)
+            .await
+            .context(failed)?;
         for key_package in &self.key_packages {
             self.store(connection, key_package).await?;
         }
@@ -101,7 +112,7 @@ impl PublishKeyPackages {
         }
         sqlx::query(
             "INSERT INTO key_packages (reference, user_uri, client, key_package, last_resort, not_after_ms, queue_id, invite_id, \
-             invite_expires_at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             invite_expires_at_ms, generation, client_key_hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         )
         .bind(key_package.reference.as_slice())
         .bind(self.client.user().to_string())
@@ -112,6 +123,8 @@ impl PublishKeyPackages {
         .bind(key_package.invite.queue_id.0.as_slice())
         .bind(key_package.invite.invite_id.0.as_slice())
         .bind(integer(key_package.invite.expires_at.0))
+        .bind(i64::from(key_package.invite.generation))
+        .bind(self.client_key_hash.as_slice())
         .execute(&mut *connection)
         .await
         .context(failed)?;

@@ -252,6 +252,15 @@ impl Transaction for ChangeGeneration {
         if changed.rows_affected() != 1 {
             return Ok(GenerationChanged::Conflict);
         }
+        if let Generation::Retire(generation) = self.change {
+            // Whoever were handed one could not be answered (X3).
+            sqlx::query("DELETE FROM key_packages WHERE queue_id = $1 AND generation <= $2")
+                .bind(self.queue_id.0.as_slice())
+                .bind(i64::from(generation))
+                .execute(&mut *connection)
+                .await
+                .context("could not forget the KeyPackages of a generation")?;
+        }
         answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
         Ok(GenerationChanged::Done)
     }

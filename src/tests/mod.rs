@@ -2,6 +2,7 @@
 
 pub(crate) mod forged;
 mod layers;
+mod model;
 mod refusals;
 mod rules;
 mod source;

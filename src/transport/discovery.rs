@@ -1,17 +1,33 @@
-//! A domain's nodes: SRV records in the order of RFC 2782, then their addresses (X7; *Transport* in `docs/protocol.md`).
+//! A domain's nodes: SRV records in the order of RFC 2782, then their addresses (C2; *Transport* in `docs/protocol.md`).
+//!
+//! | file | is |
+//! |---|---|
+//! | [`srv`] | the order of records and addresses |
+//! | [`cache`] | what was answered before, and for how long it counts |
+//! | [`question`] | one question to the name servers |
+//!
+//! Whether an address may be dialled is not decided here but when it is dialled: [`super::addresses`].
+
+mod cache;
+mod question;
+mod srv;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig};
-use hickory_resolver::net::{DnsError, NetError, runtime::TokioRuntimeProvider};
-use hickory_resolver::proto::rr::{RData, RecordType, rdata::SRV};
-use rand::Rng;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tokio::task::JoinSet;
+
+pub use cache::Origin;
+use cache::{Cache, Failure, Lifetimes, Outcome};
+use srv::SrvRecord;
 
 use crate::base::{Context as _, Domain, Fault, limits};
 
@@ -42,6 +58,8 @@ pub struct Target {
     pub host: String,
     /// The UDP port.
     pub port: u16,
+    /// The SRV record's priority: one of a higher number is for when all of a lower one fail.
+    pub priority: u16,
     /// Where to connect: [`Target::port`] at each of the host's addresses; at least one.
     pub addresses: Vec<SocketAddr>,
 }
@@ -86,22 +104,69 @@ pub enum DiscoveryError {
 }
 
 /// How names are resolved.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ResolverSettings {
     /// The name servers to ask, over UDP and TCP; empty means those of the system.
     pub servers: Vec<SocketAddr>,
+    /// The most SRV records used of one answer; the first ones in the order of RFC 2782.
+    pub srv_records_max: usize,
+    /// The most addresses used of one SRV target.
+    pub target_addresses_max: usize,
+    /// Answers are kept for their TTL, but at least for this long.
+    pub ttl_min: Duration,
+    /// And at most for this long.
+    pub ttl_max: Duration,
+    /// How long after its TTL an answer serves while the name servers fail or are silent.
+    pub stale_max: Duration,
+    /// What the order of records of equal priority is drawn from; `None`: chance.
+    pub seed: Option<u64>,
+}
+
+impl Default for ResolverSettings {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            srv_records_max: limits::SRV_RECORDS_MAX,
+            target_addresses_max: limits::TARGET_ADDRESSES_MAX,
+            ttl_min: limits::DNS_TTL_MIN,
+            ttl_max: limits::DNS_TTL_MAX,
+            stale_max: limits::DNS_STALE_MAX,
+            seed: None,
+        }
+    }
+}
+
+/// Where a domain's nodes are, and how sure that is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovered {
+    /// In the order in which to try them; at least one, each with at least one address.
+    pub targets: Vec<Target>,
+    /// The least sure of the answers that went into it.
+    pub origin: Origin,
 }
 
 /// The SRV resolver, with its cache. Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
     dns: TokioResolver,
+    settings: Arc<ResolverSettings>,
     fixed: Arc<HashMap<(Service, Domain), Vec<SocketAddr>>>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What was answered before, and the dice.
+struct Shared {
+    services: Cache<String, Vec<SrvRecord>>,
+    v4: Cache<String, Vec<Ipv4Addr>>,
+    v6: Cache<String, Vec<Ipv6Addr>>,
+    /// Counts flushes: what was asked before the last one is not kept.
+    flushes: u64,
+    rng: StdRng,
 }
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").field("fixed", &self.fixed).finish_non_exhaustive()
+        f.debug_struct("Resolver").field("settings", &self.settings).field("fixed", &self.fixed).finish_non_exhaustive()
     }
 }
 
@@ -122,13 +187,26 @@ impl Resolver {
             builder
         };
         let options = builder.options_mut();
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.cache_size = limits::DNS_CACHE_ENTRIES_MAX;
+        // The cache is ours: this one would know nothing of stale answers and failures.
+        options.cache_size = 0;
         options.attempts = limits::DNS_ATTEMPTS;
-        // The whole question is bounded below; this leaves room for the repeats in it.
+        // The whole question is bounded by its own limit; this leaves room for the repeats in it.
         options.timeout = limits::DNS_TIMEOUT / u32::try_from(limits::DNS_ATTEMPTS + 1).expect("a handful of attempts");
         let dns = builder.build().context("the DNS resolver cannot be set up")?;
-        Ok(Self { dns, fixed: Arc::default() })
+        let lifetimes = Lifetimes {
+            ttl_min: settings.ttl_min,
+            ttl_max: settings.ttl_max.max(settings.ttl_min),
+            stale_max: settings.stale_max,
+        };
+        let shared = Shared {
+            services: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
+            v4: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
+            v6: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
+            flushes: 0,
+            rng: settings.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
+        };
+        let (settings, shared) = (Arc::new(settings.clone()), Arc::new(Mutex::new(shared)));
+        Ok(Self { dns, settings, fixed: Arc::default(), shared })
     }
 
     /// The same resolver with `addresses` configured for domains, which are then not looked up for `service` at all. The
@@ -140,37 +218,70 @@ impl Resolver {
         self
     }
 
-    /// Forgets every answer, so that the next question asks the name servers again.
+    /// Forgets every answer, stale ones and failures included, so that the next question asks the name servers again.
     pub fn flush(&self) {
-        self.dns.clear_cache();
+        let mut shared = self.shared();
+        shared.flushes += 1;
+        shared.services.clear();
+        shared.v4.clear();
+        shared.v6.clear();
     }
 
-    /// The nodes of `domain`, in the order in which to try them; at least one, each with at least one address. Answers are
-    /// cached for as long as their TTL says.
+    /// Forgets every answer about one domain's nodes, those about its targets' addresses included.
+    pub fn flush_domain(&self, domain: &Domain) {
+        let mut shared = self.shared();
+        shared.flushes += 1;
+        for service in [Service::Federation, Service::Client] {
+            let name = service.srv_name(domain);
+            for host in shared.hosts(&name) {
+                shared.v4.forget(&host);
+                shared.v6.forget(&host);
+            }
+            shared.services.forget(&name);
+        }
+    }
+
+    /// Nobody was found where the answers point, so they may be out of date: the next question asks the name servers again. Should
+    /// these fail, the old answers still serve.
+    pub fn doubt(&self, service: Service, domain: &Domain) {
+        let (mut shared, now) = (self.shared(), now());
+        let name = service.srv_name(domain);
+        for host in shared.hosts(&name) {
+            shared.v4.doubt(&host, now);
+            shared.v6.doubt(&host, now);
+        }
+        shared.services.doubt(&name, now);
+    }
+
+    /// The nodes of `domain`, in the order in which to try them; at least one, each with at least one address.
     pub async fn resolve(&self, service: Service, domain: &Domain) -> Result<Vec<Target>, DiscoveryError> {
+        self.discover(service, domain).await.map(|discovered| discovered.targets)
+    }
+
+    /// As [`Resolver::resolve`], and how sure that is. The order among records of equal priority is drawn anew each time.
+    pub async fn discover(&self, service: Service, domain: &Domain) -> Result<Discovered, DiscoveryError> {
         if let Some(addresses) = self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty()) {
-            let target =
-                |address: &SocketAddr| Target { host: address.ip().to_string(), port: address.port(), addresses: vec![*address] };
-            return Ok(addresses.iter().map(target).collect());
+            let target = |address: &SocketAddr| Target {
+                host: address.ip().to_string(),
+                port: address.port(),
+                priority: 0,
+                addresses: vec![*address],
+            };
+            return Ok(Discovered { targets: addresses.iter().map(target).collect(), origin: Origin::Configured });
         }
         let name = service.srv_name(domain);
-        let records = within(limits::DNS_TIMEOUT, &name, "SRV", self.dns.lookup(name.as_str(), RecordType::SRV)).await?;
-        let records = records.answers().iter().filter_map(|record| match &record.data {
-            RData::SRV(srv) => Some(SrvRecord::from(srv)),
-            _ => None,
-        });
-        let ordered = usable(records.collect(), &name, &mut rand::rng())?;
+        let asked = self.ask(&name, |shared| &mut shared.services, question::services).await;
+        let (records, mut origin) = asked.map_err(|failure| told(failure, &name, "SRV"))?;
+        let ordered = srv::usable(&records, self.settings.srv_records_max, &mut self.shared().rng);
+        let ordered = ordered.map_err(|srv::NotOffered| DiscoveryError::RefusesFederation { name: name.clone() })?;
 
         // All hosts at once: a name server that is slow for one does not add up.
         let mut lookups = JoinSet::new();
         for (index, record) in ordered.iter().enumerate() {
-            let (dns, host) = (self.dns.clone(), record.target.clone());
-            lookups.spawn(async move {
-                let found = within(limits::DNS_TIMEOUT, &host, "address", dns.lookup_ip(host.as_str())).await;
-                (index, found.map(|found| found.iter().take(limits::TARGET_ADDRESSES_MAX).collect::<Vec<IpAddr>>()))
-            });
+            let (this, host) = (self.clone(), record.target.clone());
+            lookups.spawn(async move { (index, this.addresses(&host).await) });
         }
-        let mut found: Vec<Option<Result<Vec<IpAddr>, DiscoveryError>>> = ordered.iter().map(|_| None).collect();
+        let mut found: Vec<_> = ordered.iter().map(|_| None).collect();
         while let Some(Ok((index, addresses))) = lookups.join_next().await {
             found[index] = Some(addresses);
         }
@@ -178,23 +289,111 @@ impl Resolver {
         let mut failure = None;
         for (record, found) in ordered.into_iter().zip(found) {
             match found {
-                Some(Ok(addresses)) if !addresses.is_empty() => targets.push(Target {
-                    addresses: addresses.into_iter().map(|address| SocketAddr::new(address, record.port)).collect(),
-                    host: record.target,
-                    port: record.port,
-                }),
+                Some(Ok((addresses, sure))) => {
+                    origin = origin.max(sure);
+                    targets.push(Target {
+                        addresses: addresses.into_iter().map(|address| SocketAddr::new(address, record.port)).collect(),
+                        host: record.target,
+                        port: record.port,
+                        priority: record.priority,
+                    });
+                }
                 // A failure that may pass tells more than "no such record".
-                Some(Err(error)) if failure.as_ref().is_none_or(|known| !may_pass(known)) => failure = Some(error),
+                Some(Err(error)) if failure.as_ref().is_none_or(|known| !may_pass(known)) => {
+                    failure = Some(told(error, &record.target, "address"));
+                }
                 _ => {}
             }
         }
         match (targets.is_empty(), failure) {
-            (false, _) => Ok(targets),
+            (false, _) => Ok(Discovered { targets, origin }),
             // The *domain* exists and has targets, so a missing host is missing records of ours to complain about.
             (true, Some(DiscoveryError::NoSuchDomain { name })) => Err(DiscoveryError::NoRecords { name, records: "address" }),
             (true, Some(error)) => Err(error),
             (true, None) => Err(DiscoveryError::NoRecords { name, records: "address" }),
         }
+    }
+
+    /// A host's addresses, at least one. When one family is there, the other is waited for only a moment more: there are name
+    /// servers that are silent when asked for AAAA.
+    async fn addresses(&self, host: &str) -> Result<(Vec<std::net::IpAddr>, Origin), Failure> {
+        let mut v6 = std::pin::pin!(self.ask(host, |shared| &mut shared.v6, question::v6));
+        let mut v4 = std::pin::pin!(self.ask(host, |shared| &mut shared.v4, question::v4));
+        let patience = || tokio::time::sleep(limits::DNS_OTHER_FAMILY_WAIT);
+        let (v6, v4) = tokio::select! {
+            six = &mut v6 => match &six {
+                Ok(_) => tokio::select! { four = &mut v4 => (six, four), () = patience() => (six, Err(Failure::TimedOut)) },
+                Err(_) => (six, v4.await),
+            },
+            four = &mut v4 => match &four {
+                Ok(_) => tokio::select! { six = &mut v6 => (six, four), () = patience() => (Err(Failure::TimedOut), four) },
+                Err(_) => (v6.await, four),
+            },
+        };
+        match (v6, v4) {
+            // "There is none of this family" tells less than what befell the other.
+            (Err(six), Err(four)) => Err(if matches!(six, Failure::NoSuchName | Failure::NoRecords) { four } else { six }),
+            (v6, v4) => {
+                let (v6, sure6) = v6.unwrap_or((Vec::new(), Origin::Configured));
+                let (v4, sure4) = v4.unwrap_or((Vec::new(), Origin::Configured));
+                Ok((srv::in_turn(&v6, &v4, self.settings.target_addresses_max), sure6.max(sure4)))
+            }
+        }
+    }
+
+    /// The answer to one question, from the cache or from the name servers.
+    async fn ask<V: Clone>(
+        &self,
+        name: &str,
+        cache: fn(&mut Shared) -> &mut Cache<String, V>,
+        question: impl AsyncFnOnce(&TokioResolver, &str) -> Outcome<V>,
+    ) -> Result<(V, Origin), Failure> {
+        let flushes = {
+            let mut shared = self.shared();
+            if let Some(known) = cache(&mut shared).known(&name.to_owned(), now()) {
+                return known;
+            }
+            shared.flushes
+        };
+        let outcome = question(&self.dns, name).await;
+        let mut shared = self.shared();
+        if shared.flushes != flushes {
+            // Asked before the flush: good enough for whoever asked, but nothing to keep.
+            return outcome.map(|(records, _)| (records, Origin::Asked)).map_err(|(failure, _)| failure);
+        }
+        let failed = outcome.as_ref().err().map(|(failure, _)| failure.clone());
+        let answer = cache(&mut shared).learn(name.to_owned(), outcome, now());
+        if let (Ok((_, Origin::Stale)), Some(failure)) = (&answer, failed) {
+            tracing::info!(name, ?failure, "DNS fails; its last answer serves beyond its TTL");
+        }
+        answer
+    }
+
+    /// A lock whose holder panicked is still good: every change under it is complete at any point.
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// The targets that the SRV records of `name` were last known to have.
+    fn hosts(&self, name: &str) -> Vec<String> {
+        let records = self.services.last_records(&name.to_owned());
+        records.into_iter().flatten().map(|record| record.target.clone()).collect()
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn told(failure: Failure, name: &str, records: &'static str) -> DiscoveryError {
+    let name = name.to_owned();
+    match failure {
+        Failure::NoSuchName => DiscoveryError::NoSuchDomain { name },
+        Failure::NoRecords => DiscoveryError::NoRecords { name, records },
+        Failure::Server(detail) => DiscoveryError::ServerFailure { name, detail },
+        Failure::TimedOut => DiscoveryError::TimedOut { name },
     }
 }
 
@@ -202,239 +401,5 @@ fn may_pass(error: &DiscoveryError) -> bool {
     matches!(error, DiscoveryError::ServerFailure { .. } | DiscoveryError::TimedOut { .. })
 }
 
-/// Bounds one question and sorts its failure. hickory's own time-out applies per attempt and server, so it adds up.
-async fn within<T>(
-    limit: Duration,
-    name: &str,
-    records: &'static str,
-    question: impl Future<Output = Result<T, NetError>>,
-) -> Result<T, DiscoveryError> {
-    let name = || name.to_owned();
-    match tokio::time::timeout(limit, question).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Err(_) | Ok(Err(NetError::Timeout)) => Err(DiscoveryError::TimedOut { name: name() }),
-        Ok(Err(error)) if error.is_nx_domain() => Err(DiscoveryError::NoSuchDomain { name: name() }),
-        Ok(Err(error)) if error.is_no_records_found() => Err(DiscoveryError::NoRecords { name: name(), records }),
-        Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => {
-            Err(DiscoveryError::ServerFailure { name: name(), detail: format!("the name server answered {code}") })
-        }
-        Ok(Err(error)) => Err(DiscoveryError::ServerFailure { name: name(), detail: error.to_string() }),
-    }
-}
-
-/// The parts of an SRV record that ordering needs (RFC 2782).
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct SrvRecord {
-    priority: u16,
-    weight: u16,
-    port: u16,
-    /// Absolute, with its final dot; "." alone means that the service is not offered.
-    target: String,
-}
-
-impl From<&SRV> for SrvRecord {
-    fn from(srv: &SRV) -> Self {
-        let mut target = srv.target.to_ascii();
-        if !target.ends_with('.') {
-            target.push('.');
-        }
-        Self { priority: srv.priority, weight: srv.weight, port: srv.port, target }
-    }
-}
-
-/// The records to try, in order, at most [`limits::SRV_RECORDS_MAX`].
-fn usable(records: Vec<SrvRecord>, name: &str, rng: &mut impl Rng) -> Result<Vec<SrvRecord>, DiscoveryError> {
-    let any = !records.is_empty();
-    let offered: Vec<_> = records.into_iter().filter(|record| record.target != ".").collect();
-    match (any, offered.is_empty()) {
-        (false, _) => Err(DiscoveryError::NoRecords { name: name.to_owned(), records: "SRV" }),
-        (true, true) => Err(DiscoveryError::RefusesFederation { name: name.to_owned() }),
-        (true, false) => {
-            let mut ordered = order(offered, rng);
-            ordered.truncate(limits::SRV_RECORDS_MAX);
-            Ok(ordered)
-        }
-    }
-}
-
-/// RFC 2782: lower priority first; within one priority repeatedly a record at random, in proportion to its weight, those of
-/// weight 0 with a small chance.
-fn order(mut records: Vec<SrvRecord>, rng: &mut impl Rng) -> Vec<SrvRecord> {
-    // Zero weights first within a priority, as the RFC's running sum wants them.
-    records.sort_by_key(|record| (record.priority, record.weight));
-    let mut ordered = Vec::with_capacity(records.len());
-    while let Some(first) = records.first() {
-        let priority = first.priority;
-        let same = records.iter().take_while(|record| record.priority == priority);
-        let total: u64 = same.map(|record| u64::from(record.weight)).sum();
-        let mut draw = rng.random_range(0..=total);
-        let chosen = records.iter().position(|record| {
-            let weight = u64::from(record.weight);
-            let here = draw <= weight;
-            draw = draw.saturating_sub(weight);
-            here
-        });
-        ordered.push(records.remove(chosen.expect("the draw is at most the sum of the weights of this priority")));
-    }
-    ordered
-}
-
 #[cfg(test)]
-mod tests {
-    use rand::SeedableRng as _;
-    use rand::rngs::StdRng;
-
-    use super::*;
-
-    fn record(priority: u16, weight: u16, target: &str) -> SrvRecord {
-        SrvRecord { priority, weight, port: 1, target: target.to_owned() }
-    }
-
-    #[test]
-    fn priorities_come_in_order_and_weights_in_proportion() {
-        let mut rng = StdRng::seed_from_u64(7);
-        let records = vec![record(20, 0, "last."), record(10, 1, "light."), record(10, 3, "heavy."), record(5, 0, "first.")];
-        let mut heavy_first = 0;
-        for _ in 0..4_000 {
-            let ordered = order(records.clone(), &mut rng);
-            let targets: Vec<_> = ordered.iter().map(|record| record.target.as_str()).collect();
-            assert_eq!((targets[0], targets[3]), ("first.", "last."));
-            heavy_first += u32::from(targets[1] == "heavy.");
-        }
-        // The RFC's draw is from 0 to the sum inclusive: light has 2 of 5, heavy 3 of 5.
-        assert!((2_250..2_550).contains(&heavy_first), "{heavy_first} of 4000");
-    }
-
-    #[test]
-    fn every_record_is_used_once_and_weight_zero_has_a_chance() {
-        let mut rng = StdRng::seed_from_u64(8);
-        let mut zero_first = 0;
-        for _ in 0..2_000 {
-            let ordered = order(vec![record(1, 0, "zero."), record(1, 9, "nine.")], &mut rng);
-            assert_eq!(ordered.len(), 2);
-            zero_first += u32::from(ordered[0].target == "zero.");
-        }
-        assert!((100..350).contains(&zero_first), "{zero_first} of 2000");
-    }
-
-    #[test]
-    fn the_root_as_target_refuses_and_many_records_are_cut() {
-        let mut rng = StdRng::seed_from_u64(9);
-        let name = "_mimi-fed._udp.b.test.";
-        assert!(matches!(usable(vec![record(0, 0, ".")], name, &mut rng), Err(DiscoveryError::RefusesFederation { .. })));
-        assert!(matches!(usable(vec![], name, &mut rng), Err(DiscoveryError::NoRecords { .. })));
-        let one = usable(vec![record(0, 0, "."), record(1, 0, "n.")], name, &mut rng);
-        assert_eq!(one.map(|records| records.len()), Ok(1));
-        let many = usable(vec![record(0, 1, "n."); 40], name, &mut rng);
-        assert_eq!(many.map(|records| records.len()), Ok(limits::SRV_RECORDS_MAX));
-    }
-}
-
-/// Against a name server of a few lines, over UDP.
-#[cfg(test)]
-mod lookups {
-    use std::net::Ipv4Addr;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
-    use hickory_resolver::proto::rr::rdata::A;
-    use hickory_resolver::proto::rr::{Name, Record};
-
-    use super::*;
-    use crate::transport::testing::domain;
-
-    const TTL_SECONDS: u32 = 300;
-
-    /// What the server says to a question: records, or a code. `None`: it is silent.
-    fn answer(name: &str, kind: RecordType) -> Option<(ResponseCode, Vec<RData>)> {
-        let srv =
-            |priority, port, target: &str| RData::SRV(SRV::new(priority, 1, port, Name::from_ascii(target).expect("a name")));
-        let found = |records| Some((ResponseCode::NoError, records));
-        match (name, kind) {
-            ("_mimi-fed._udp.good.test.", RecordType::SRV) => {
-                found(vec![srv(20, 7002, "n2.good.test."), srv(10, 7001, "n1.good.test."), srv(15, 7003, "gone.good.test.")])
-            }
-            ("n1.good.test.", RecordType::A) => found(vec![RData::A(A(Ipv4Addr::new(127, 0, 0, 1)))]),
-            ("n2.good.test.", RecordType::A) => {
-                found(vec![RData::A(A(Ipv4Addr::new(127, 0, 0, 2))), RData::A(A(Ipv4Addr::new(127, 0, 0, 3)))])
-            }
-            ("_mimi-fed._udp.refuses.test.", RecordType::SRV) => found(vec![srv(0, 0, ".")]),
-            ("_mimi-fed._udp.homeless.test.", RecordType::SRV) => found(vec![srv(0, 1, "gone.good.test.")]),
-            ("_mimi-fed._udp.fails.test.", _) => Some((ResponseCode::ServFail, vec![])),
-            ("_mimi-fed._udp.empty.test." | "n1.good.test." | "n2.good.test.", _) => found(vec![]),
-            ("_mimi-fed._udp.silent.test.", _) => None,
-            _ => Some((ResponseCode::NXDomain, vec![])),
-        }
-    }
-
-    /// A resolver that asks a server running in this test's runtime, and how many questions that was asked.
-    async fn resolver() -> (Resolver, Arc<AtomicUsize>) {
-        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
-        let server = socket.local_addr().expect("an address");
-        let questions = Arc::new(AtomicUsize::new(0));
-        let counted = questions.clone();
-        tokio::spawn(async move {
-            let mut buffer = [0; 2048];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                let question = Message::from_vec(&buffer[..length]).expect("a question");
-                let query = question.queries[0].clone();
-                counted.fetch_add(1, Ordering::SeqCst);
-                let name = query.name().to_ascii().to_lowercase();
-                let Some((code, records)) = answer(&name, query.query_type()) else { continue };
-                let mut response = Message::response(question.metadata.id, question.metadata.op_code);
-                response.metadata.message_type = MessageType::Response;
-                response.metadata.response_code = code;
-                response.metadata.recursion_available = true;
-                response.queries.push(query.clone());
-                let record = |data| Record::from_rdata(query.name().clone(), TTL_SECONDS, data);
-                response.answers.extend(records.into_iter().map(record));
-                let octets = response.to_vec().expect("an answer");
-                socket.send_to(&octets, from).await.expect("sent");
-            }
-        });
-        (Resolver::new(&ResolverSettings { servers: vec![server] }).expect("a resolver"), questions)
-    }
-
-    #[tokio::test]
-    async fn targets_come_in_order_with_their_addresses_and_are_cached_until_flushed() {
-        let (resolver, questions) = resolver().await;
-        let good = domain("good.test");
-        let targets = resolver.resolve(Service::Federation, &good).await.expect("targets");
-        let all: Vec<_> = targets.iter().map(|target| (target.host.as_str(), target.addresses.clone())).collect();
-        let at = |last, port| SocketAddr::from(([127, 0, 0, last], port));
-        assert_eq!(all.len(), 2, "a host without address is left out: {all:?}");
-        assert_eq!(all[0], ("n1.good.test.", vec![at(1, 7001)]));
-        assert_eq!((all[1].0, all[1].1.len(), targets[1].port), ("n2.good.test.", 2, 7002));
-        assert!(all[1].1.contains(&at(2, 7002)) && all[1].1.contains(&at(3, 7002)));
-
-        let asked = questions.load(Ordering::SeqCst);
-        let _ = resolver.resolve(Service::Federation, &good).await.expect("targets");
-        // Only what does not exist is asked again: these answers carry no SOA, hence no negative TTL.
-        assert!(questions.load(Ordering::SeqCst) < 2 * asked, "SRV and A are cached");
-        let cached = questions.load(Ordering::SeqCst);
-        resolver.flush();
-        let _ = resolver.resolve(Service::Federation, &good).await.expect("targets");
-        assert!(questions.load(Ordering::SeqCst) >= cached + asked - 1);
-    }
-
-    #[tokio::test]
-    async fn kinds_of_failure_are_kept_apart() {
-        let (resolver, _) = resolver().await;
-        let failure = async |name| resolver.resolve(Service::Federation, &domain(name)).await.expect_err("no targets");
-        assert!(matches!(failure("nowhere.test").await, DiscoveryError::NoSuchDomain { .. }));
-        assert!(matches!(failure("empty.test").await, DiscoveryError::NoRecords { records: "SRV", .. }));
-        assert!(matches!(failure("homeless.test").await, DiscoveryError::NoRecords { records: "address", .. }));
-        assert!(matches!(failure("refuses.test").await, DiscoveryError::RefusesFederation { .. }));
-        let failed = failure("fails.test").await;
-        assert!(matches!(failed, DiscoveryError::ServerFailure { .. }), "{failed}");
-        assert!(matches!(failure("silent.test").await, DiscoveryError::TimedOut { .. }));
-        // Configured addresses need no DNS, and only for their service.
-        let address = SocketAddr::from(([127, 0, 0, 9], 9));
-        let fixed = HashMap::from([(domain("silent.test"), vec![address])]);
-        let resolver = resolver.clone().with_static(Service::Federation, fixed);
-        let targets = resolver.resolve(Service::Federation, &domain("silent.test")).await.expect("configured");
-        assert_eq!(targets[0].addresses, [address]);
-        let other = resolver.resolve(Service::Client, &domain("silent.test")).await;
-        assert!(matches!(other, Err(DiscoveryError::NoSuchDomain { .. })), "{other:?}");
-    }
-}
+mod tests;

@@ -103,8 +103,9 @@ fn a_further_client_joins_and_one_that_lost_everything_is_replaced() {
 
 #[test]
 fn a_client_resyncs_at_whichever_leaf_it_had() {
-    for position in 0..3 {
-        let (mut hub, alice, others) = group(&["bob@b.test", "carol@a.test"]);
+    for position in 0..5 {
+        // The last of five leaves is alone in its half of the tree: without it the tree is half as large.
+        let (mut hub, alice, others) = group(&["bob@b.test", "carol@a.test", "dave@b.test", "erin@a.test"]);
         let mut members: Vec<TestClient> = std::iter::once(alice).chain(others).collect();
         let mut again = members.remove(position);
         let old = again.leaf_index();
@@ -112,17 +113,45 @@ fn a_client_resyncs_at_whichever_leaf_it_had() {
         let body = DsRequest::ResyncClient(again.joining(update));
         let request = again.request(DsSenderId::LeafIndex(old), body);
         let outcome = ask(&mut hub, &again, &request).expect("accepted");
-        assert_eq!(outcome.fan_out[0].recipients.len(), 2, "the old leaf gets no copy");
-        assert_eq!((hub.state().members.len(), again.leaf_index()), (3, old), "the leftmost free leaf is its own");
-        assert_eq!(hub.state().members[&old].joined_epoch, 3);
+        assert_eq!(outcome.fan_out[0].recipients.len(), 4, "the old leaf gets no copy");
+        assert_eq!((hub.state().members.len(), again.leaf_index()), (5, old), "the leftmost free leaf is its own");
+        assert_eq!(hub.state().members[&old].joined_epoch, 5);
+        hub.check();
         for member in &mut members {
             member.receive(&commit_of(&request));
         }
         let message = again.message("back");
-        assert_eq!(ask(&mut hub, &again, &message).expect("accepted").fan_out[0].recipients.len(), 2);
+        assert_eq!(ask(&mut hub, &again, &message).expect("accepted").fan_out[0].recipients.len(), 4);
         // Once more, signed with the key of the leaf that is gone: still known, for the stored answer.
         assert!(hub.authenticate(&request, again.uri.domain()).is_ok());
     }
+}
+
+#[test]
+fn who_joins_takes_the_leftmost_free_leaf() {
+    let (mut hub, mut alice, others) = group(&["bob@b.test", "carol@a.test", "dave@b.test"]);
+    let request = alice.remove(&[1, 2]);
+    ask(&mut hub, &alice, &request).expect("accepted");
+    alice.merge();
+    let mut laptop = alice.device("laptop");
+    let mut tablet = others[2].device("tablet");
+    for (client, lands) in [(&mut laptop, 1), (&mut tablet, 2)] {
+        let request = join(&hub, client, DsRequest::JoinClient);
+        ask(&mut hub, client, &request).expect("accepted");
+        assert_eq!((client.leaf_index(), &hub.state().members[&lands].client), (lands, &client.uri));
+        hub.check();
+    }
+    // Alice goes; dave's phone comes back in her place, which is left of its own.
+    let request = tablet.remove(&[0, 1]);
+    ask(&mut hub, &tablet, &request).expect("accepted");
+    tablet.merge();
+    let mut phone = others.into_iter().nth(2).expect("dave");
+    let update = phone.external_commit(&hub.ratchet_tree(), &hub.group_info);
+    let request = phone.request(DsSenderId::LeafIndex(3), DsRequest::ResyncClient(phone.joining(update)));
+    ask(&mut hub, &phone, &request).expect("accepted");
+    assert_eq!((phone.leaf_index(), hub.leaves()), (0, vec![0, 2]));
+    tablet.receive(&commit_of(&request));
+    hub.check();
 }
 
 // covers DS-096

@@ -218,3 +218,54 @@ fn a_tree_from_disk_knows_the_pending_proposals_again() {
     let request = alice.update();
     assert!(ask(&mut hub, &alice, &request).is_ok());
 }
+
+#[test]
+fn an_update_of_a_leaf_that_is_to_go_is_passed_over() {
+    let (mut hub, mut alice, mut others) = group(&["bob@b.test", "carol@a.test"]);
+    let update = others[0].proposed_update(None, TestClient::capabilities());
+    let request = others[0].propose(vec![update.clone()]);
+    ask(&mut hub, &others[0], &request).expect("accepted");
+    let removal = want(&mut hub, &[(1, Cause::Expired)]);
+    alice.learn(&update);
+    alice.learn(&removal[0]);
+    let request = alice.update();
+    ask(&mut hub, &alice, &request).expect("accepted");
+    assert_eq!(hub.leaves(), [0, 2]);
+    others[1].learn(&update);
+    others[1].learn(&removal[0]);
+    others[1].receive(&commit_of(&request));
+    hub.check();
+}
+
+#[test]
+fn a_group_is_deleted_while_removes_are_pending() {
+    let (mut hub, mut alice, _) = group(&["bob@b.test", "carol@a.test"]);
+    let removal = want(&mut hub, &[(1, Cause::Inactive)]);
+    let all = alice.commit(&[], &[1, 2], true);
+    let request = alice.with_commit(DsRequest::DeleteGroup, &all);
+    assert_eq!(code(ask(&mut hub, &alice, &request)), ErrorCode::PendingProposals, "by reference, not by value");
+    alice.drop_pending();
+    alice.learn(&removal[0]);
+    let all = alice.commit(&[], &[2], true);
+    let request = alice.with_commit(DsRequest::DeleteGroup, &all);
+    ask(&mut hub, &alice, &request).expect("accepted");
+    assert!(hub.state().head.closed_at_ms.is_some() && hub.state().head.removals.is_empty());
+    assert_eq!(hub.leaves(), [0]);
+}
+
+#[test]
+fn a_more_final_cause_takes_over() {
+    let (mut hub, mut alice, others) = group(&["bob@b.test"]);
+    want(&mut hub, &[(1, Cause::Inactive)]);
+    // The client has lost everything and comes in anew; whoever has its old key cannot keep the old leaf.
+    let mut phone = others[0].device("phone");
+    let update = phone.external_commit(&hub.ratchet_tree(), &hub.group_info);
+    let request = phone.as_user(DsRequest::JoinClient(phone.joining(update)));
+    ask(&mut hub, &phone, &request).expect("accepted");
+    assert_eq!(hub.state().head.removal(1).map(|removal| removal.cause), Some(Cause::Replaced));
+    let body = UpdateQueueInfo { group_id: others[0].group_id(), client_queue_config: others[0].queue() };
+    let back = others[0].as_leaf(DsRequest::UpdateQueueInfo(body));
+    ask(&mut hub, &others[0], &back).expect("accepted");
+    assert!(hub.state().is_target(1));
+    alice.receive(&commit_of(&request));
+}

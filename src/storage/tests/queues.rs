@@ -245,6 +245,7 @@ fn key_package(number: u8, queue: u8, last_resort: bool) -> PublishedKeyPackage 
         not_after: UnixMillis(NOW.0 + 1_000),
         invite: PublishedInvite {
             queue_id: QueueId([queue; 16]),
+            generation: 1,
             invite_id: InviteId([number; 16]),
             expires_at: UnixMillis(NOW.0 + 1_000),
         },
@@ -252,12 +253,22 @@ fn key_package(number: u8, queue: u8, last_resort: bool) -> PublishedKeyPackage 
 }
 
 async fn publish(storage: &Storage, number: u8, client: &ClientUri, key_packages: Vec<PublishedKeyPackage>) -> Published {
+    publish_with(storage, number, [10; 32], client, key_packages).await
+}
+
+async fn publish_with(
+    storage: &Storage,
+    number: u8,
+    client_key_hash: [u8; 32],
+    client: &ClientUri,
+    key_packages: Vec<PublishedKeyPackage>,
+) -> Published {
     let publish = PublishKeyPackages {
         key: key(number, number),
         response: vec![number],
         answer_expires_at: NOW,
         client: client.clone(),
-        client_key_hash: [number; 32],
+        client_key_hash,
         key_packages,
         limit: 2,
         now: NOW,
@@ -280,6 +291,37 @@ async fn claim(storage: &Storage, number: u8, asker: &str) -> Claimed {
         respond,
     };
     storage.write(claim).await.expect("written")
+}
+
+#[tokio::test]
+async fn key_packages_that_lead_nowhere_are_not_handed_out() {
+    let (_directory, storage) = open().await;
+    let phone = alice("phone");
+    assert_eq!(queue_of(&storage, 1, &phone, Limits::default()).await, Created::Done);
+    let two = vec![key_package(1, 1, false), key_package(2, 1, true)];
+    assert_eq!(publish(&storage, 10, &phone, two).await, Published::Stored);
+    // The client has lost its keys and comes back with others.
+    let two = vec![key_package(3, 1, false), key_package(4, 1, false)];
+    assert_eq!(publish_with(&storage, 11, [11; 32], &phone, two).await, Published::Stored, "others' do not count");
+    let bob = "mimi://b.test/u/bob";
+    assert_eq!(claim(&storage, 20, bob).await, Claimed::Answered(vec![3; 3]));
+    // What is left is of a generation that is retired, but for one.
+    let mut next = key_package(5, 1, false);
+    next.invite.generation = 2;
+    assert_eq!(publish_with(&storage, 12, [11; 32], &phone, vec![next]).await, Published::Stored);
+    for (number, seen, change) in [(30, 1, Generation::Begin(2)), (31, 2, Generation::Retire(1))] {
+        let change = ChangeGeneration {
+            key: key(number, number),
+            response: Vec::new(),
+            answer_expires_at: NOW,
+            queue_id: QueueId([1; 16]),
+            seen,
+            change,
+        };
+        assert_eq!(storage.write(change).await.expect("written"), GenerationChanged::Done);
+    }
+    assert_eq!(claim(&storage, 21, bob).await, Claimed::Answered(vec![5; 3]));
+    assert_eq!(claim(&storage, 22, bob).await, Claimed::Refused(crate::wire::ErrorCode::UnknownUser.into()));
 }
 
 #[tokio::test]

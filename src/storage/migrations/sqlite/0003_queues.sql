@@ -50,6 +50,8 @@ CREATE INDEX invite_bindings_by_expiry ON invite_bindings (expires_at_ms);
 ALTER TABLE key_packages ADD COLUMN queue_id  BLOB;
 ALTER TABLE key_packages ADD COLUMN invite_id BLOB;
 ALTER TABLE key_packages ADD COLUMN invite_expires_at_ms INTEGER;
+ALTER TABLE key_packages ADD COLUMN generation INTEGER;
+ALTER TABLE key_packages ADD COLUMN client_key_hash BLOB;
 CREATE INDEX key_packages_by_expiry ON key_packages (not_after_ms);
 
 CREATE TABLE key_package_references (
