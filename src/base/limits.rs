@@ -109,6 +109,9 @@ pub const RECENT_COMMITS_MAX: usize = 64;
 /// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
 pub const FORMER_KEYS_MAX: usize = 64;
 
+/// From how many leaves on the MLS work of a group is done off the threads that serve requests: a Commit then takes milliseconds.
+pub const HEAVY_GROUP_LEAVES: usize = 256;
+
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
@@ -155,9 +158,6 @@ pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
 
 /// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
 pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
-
-/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
-pub const CLAIM_COUNTS_MAX: usize = 65_536;
 
 /// The most users and domains that one user may block (X5).
 pub const BLOCKS_PER_USER_MAX: u64 = 1_000;
@@ -365,6 +365,22 @@ pub const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(15);
 
 /// QUIC: at most one stateless reset leaves an endpoint in this time (RFC 9000 §21.11).
 pub const STATELESS_RESET_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How often a node looks whether its TLS files have changed. A change is taken once it was seen twice alike, so that a file that
+/// is being written is not read.
+pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a node looks at the days that certificates have left, and tries TLS files again that it could not use.
+pub const TLS_EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the log repeats that a certificate or revocation list will expire.
+pub const TLS_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// From how many days left on the log warns of a certificate, unless the configuration says otherwise.
+pub const TLS_WARN_DAYS: u32 = 14;
+
+/// How long a revocation list made here is good for.
+pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);

@@ -104,6 +104,7 @@ impl Client {
     /// before any later one of this group.
     pub async fn send(&self, group: &GroupUri, text: &str) -> Result<SentMessage> {
         let deadline = self.deadline();
+        self.unstick(group, deadline).await?;
         match self.settle_older(group, deadline).await {
             Ok(()) => self.send_on(group, text, None, deadline).await,
             // It takes its place behind them.
@@ -206,6 +207,7 @@ impl Client {
 
     /// Makes the Commit of `plan`, and makes it anew when another one comes first, until it is accepted or the deadline passes.
     pub(super) async fn run_commit(&self, group: &GroupUri, plan: Plan, deadline: Instant) -> Result<u64> {
+        self.unstick(group, deadline).await?;
         // One Commit of this client at a time in a group: it would only race itself.
         let lock = self.shared.group_lock(group);
         let Ok(_one) = timeout_at(deadline, lock.lock()).await else {

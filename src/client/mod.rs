@@ -3,8 +3,12 @@
 //! | file | is |
 //! |---|---|
 //! | [`enrol`] | from an invitation to certificates, queue and KeyPackages |
+//! | `devices`, `pairing` | a user's further devices, backups, coming back, the account |
 //! | [`groups`] | what a user does: create, add, remove, update, send |
+//! | `external`, `joining` | external Commits: joining by oneself, resyncing |
+//! | `removals` | committing what hubs propose, leaving, declining, deleting |
 //! | [`listen`] | receiving, by asking or by being told |
+//! | `upkeep` | what is done in time without being asked |
 //! | `core`, `receive`, `outgoing` | the state machine: synchronous, one state write per step, no network |
 //! | `state`, [`history`], `log` | what is on disk |
 //! | `outbox`, `connection` | requests sent until answered, over a connection that mends itself |
@@ -40,7 +44,7 @@ mod storage;
 mod tests;
 mod upkeep;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -184,6 +188,8 @@ struct Shared {
     /// When this client is to commit what is pending in a group.
     covers: std::sync::Mutex<HashMap<GroupUri, Instant>>,
     covers_changed: Notify,
+    /// Groups whose hub was asked to let this client stay.
+    asked_to_stay: std::sync::Mutex<HashSet<GroupUri>>,
     /// Held during a round of chores.
     chores: Mutex<()>,
     /// Told when a listener's next round of chores should not wait.
@@ -297,6 +303,7 @@ impl Client {
                 upkeep: settings.upkeep,
                 covers: std::sync::Mutex::default(),
                 covers_changed: Notify::new(),
+                asked_to_stay: std::sync::Mutex::default(),
                 chores: Mutex::default(),
                 chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),

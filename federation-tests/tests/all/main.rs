@@ -2,13 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cli;
+mod cli_devices;
 mod client_crash;
+mod corpus;
 mod crash;
 mod devices;
 mod discovery;
 mod docs;
 mod gathering;
 mod idempotency;
+mod identity;
 mod leaving;
 mod network;
 mod process;
