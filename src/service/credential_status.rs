@@ -163,6 +163,9 @@ impl Service {
                 _ = shutdown.wait_for(|stop| *stop) => return,
             }
             let round = async {
+                if let Err(fault) = self.notice_revocations().await {
+                    tracing::error!("our own revoked keys could not be read: {fault}");
+                }
                 if let Err(fault) = self.apply_statuses().await {
                     self.status_work.unapplied.store(true, Ordering::Release);
                     tracing::error!("revoked keys could not be applied to the groups here: {fault}");

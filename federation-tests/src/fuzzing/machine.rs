@@ -428,7 +428,8 @@ impl Machine<'_> {
     fn check(&self) {
         let LocalGroup { state, tree, .. } = &self.group;
         if state.head.closed_at_ms.is_some() {
-            assert!(state.members.is_empty(), "a closed group has no members");
+            let head = &state.head;
+            assert!(head.joiners.is_empty() && head.removals.is_empty() && head.proposals.is_empty(), "nothing waits any more");
             return;
         }
         assert_eq!(state.head.epoch, tree.epoch());

@@ -20,7 +20,7 @@ fn every_input_of_the_corpus_passes() {
     let mut octets = 0;
     for target in &targets {
         let inputs = names(&format!("corpus/{target}"));
-        assert!(inputs.len() >= 5, "{target} has {} inputs", inputs.len());
+        assert!(inputs.len() >= 2, "{target} has {} inputs", inputs.len());
         for input in inputs {
             let input = std::fs::read(fuzz.join("corpus").join(target).join(&input)).expect("readable");
             octets += input.len();

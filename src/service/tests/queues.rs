@@ -124,10 +124,11 @@ async fn an_invite_or_a_queue_that_is_gone_brings_nothing_in() {
     }
     assert_eq!(node.accepts(Via::Home(&alice), &delete).await, Reply::Done, "a repeat is answered as before");
     let again = of(&node, &queue, &QsRequest::Delete).sign(&queue.owner);
-    node.refuses("QS-022", Via::Home(&alice), &again, ErrorCode::UnknownQueue).await;
+    node.refuses("a queue that is gone", Via::Home(&alice), &again, ErrorCode::UnknownQueue).await;
     assert!(!deliver(&node, &format!("{GROUP}7"), &queue.information("b.test")).await, "QS-004");
 }
 
+// covers AS-005
 #[tokio::test]
 async fn a_user_deletes_a_queue_of_its_client() {
     let node = TestNode::new().await;
@@ -186,8 +187,10 @@ async fn a_client_asks_so_often_and_no_more() {
         let mut limited = false;
         // Ten at once, one a second: not all of twice as many, however slow this machine is.
         for _ in 0..20 {
+            let before = node.tables().await;
             if let Err(rejection) = node.ask(Via::Home(&alice), &request()).await {
                 assert_eq!(rejection.code, ErrorCode::RateLimited);
+                node.expect_unchanged("QS-027", &before).await;
                 limited = true;
                 break;
             }
