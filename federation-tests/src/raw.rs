@@ -6,12 +6,12 @@ use std::sync::Arc;
 use mimi_node::base::limits::FRAME_BYTES_MAX;
 use mimi_node::base::{Context as _, Domain, Fault, UnixMillis};
 use mimi_node::identity::pem::{certificates_from_pem, key_from_pem};
-use mimi_node::identity::{TlsCa, TlsCertificateOptions};
+use mimi_node::identity::{TlsCa, TlsCertificate, TlsCertificateOptions};
 use mimi_node::transport::frame::{read_frame, write_frame};
 use mimi_node::transport::{CloseCode, EndpointSecret, FrameError, endpoint, tls};
 use mimi_node::wire::peer::{Hello, PeerLimits, PeerRequest, PeerResponse};
 use mimi_node::wire::{VERSION, decode, encode};
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, ReadError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -149,24 +149,57 @@ pub fn hello(domain: &Domain) -> Hello {
 /// How a peer dials whose certificate may be of any kind: it trusts `trusted`, and presents what `issuer` makes of `options`, or
 /// nothing.
 pub fn peer_config(trusted: &TlsCa, presented: Option<(&TlsCa, &TlsCertificateOptions)>) -> Result<quinn::ClientConfig, Fault> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from(trusted.certificate_der().to_vec())).context("the CA cannot be trusted")?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+    let certificate = presented.map(|(issuer, options)| issuer.issue(options, UnixMillis::now())).transpose()?;
+    dialling_config(trusted, certificate.as_ref())
+}
+
+/// As [`peer_config`], with a certificate that is there already.
+pub fn dialling_config(trusted: &TlsCa, presented: Option<&TlsCertificate>) -> Result<quinn::ClientConfig, Fault> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS cannot be set up")?
-        .with_root_certificates(roots);
+        .with_root_certificates(roots(trusted)?);
     let mut config = match presented {
         None => builder.with_no_client_auth(),
-        Some((issuer, options)) => {
-            let certificate = issuer.issue(options, UnixMillis::now())?;
-            let chain = certificates_from_pem(&certificate.chain_pem)?.into_iter().map(CertificateDer::from).collect();
-            let key = String::from_utf8_lossy(certificate.key_pem.expose()).into_owned();
-            let key: PrivateKeyDer<'static> = key_from_pem(&key)?;
+        Some(certificate) => {
+            let (chain, key) = der(certificate)?;
             builder.with_client_auth_cert(chain, key).context("the certificate and key do not go together")?
         }
     };
     config.alpn_protocols = vec![tls::ALPN_FEDERATION.to_vec()];
     let crypto = QuicClientConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+/// How a peer accepts whose certificate may be of any kind: it asks for a certificate under `trusted`, and offers tickets to
+/// resume by, as no node does.
+pub fn accepting_config(trusted: &TlsCa, presented: &TlsCertificate) -> Result<quinn::ServerConfig, Fault> {
+    let (chain, key) = der(presented)?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(trusted)?), provider())
+        .build()
+        .context("the CA cannot be trusted")?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .context("TLS cannot be set up")?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .context("the certificate and key do not go together")?;
+    config.alpn_protocols = vec![tls::ALPN_FEDERATION.to_vec()];
+    let crypto = QuicServerConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
+    Ok(quinn::ServerConfig::with_crypto(Arc::new(crypto)))
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(trusted: &TlsCa) -> Result<rustls::RootCertStore, Fault> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from(trusted.certificate_der().to_vec())).context("the CA cannot be trusted")?;
+    Ok(roots)
+}
+
+fn der(certificate: &TlsCertificate) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Fault> {
+    let chain = certificates_from_pem(&certificate.chain_pem)?.into_iter().map(CertificateDer::from).collect();
+    Ok((chain, key_from_pem(&String::from_utf8_lossy(certificate.key_pem.expose()))?))
 }

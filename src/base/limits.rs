@@ -366,6 +366,22 @@ pub const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(15);
 /// QUIC: at most one stateless reset leaves an endpoint in this time (RFC 9000 §21.11).
 pub const STATELESS_RESET_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How often a node looks whether its TLS files have changed. A change is taken once it was seen twice alike, so that a file that
+/// is being written is not read.
+pub const TLS_FILES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a node looks at the days that certificates have left, and tries TLS files again that it could not use.
+pub const TLS_EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the log repeats that a certificate or revocation list will expire.
+pub const TLS_WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// From how many days left on the log warns of a certificate, unless the configuration says otherwise.
+pub const TLS_WARN_DAYS: u32 = 14;
+
+/// How long a revocation list made here is good for.
+pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
 

@@ -6,11 +6,14 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::base::fault::{Context as _, Fault};
+use crate::base::limits::CRL_LIFETIME;
 use crate::base::{Domain, UnixMillis};
 use crate::identity::pem::certificates_from_pem;
 use crate::identity::summary::{CertificateSummary, summarise};
-use crate::identity::{TlsCa, TlsCertificateOptions};
-use crate::node::config::{read_secret, write_public, write_secret};
+use crate::identity::tls::crl::serial;
+use crate::identity::tls::days_left;
+use crate::identity::{Crl, Revoked, TlsCa, TlsCertificateOptions};
+use crate::node::config::{read_secret, replace_public, write_public, write_secret};
 
 /// `mimi-node certs …`.
 #[derive(Subcommand)]
@@ -35,6 +38,14 @@ pub(super) enum CertsCommand {
         /// Where to put it: made if it is not there.
         #[arg(long)]
         dir: PathBuf,
+    },
+    /// Revoke certificates of a CA: writes its revocation list anew, DIR/crl.pem. With none, the list is renewed as it is.
+    Revoke {
+        /// The directory of a CA made by `certs ca`.
+        #[arg(long)]
+        ca: PathBuf,
+        /// PEM files; the first certificate of each is revoked.
+        files: Vec<PathBuf>,
     },
     /// Show the certificates of a PEM file.
     Inspect {
@@ -62,8 +73,32 @@ pub(super) fn run(command: CertsCommand) -> Result<(), Fault> {
             println!("The certificate of {domain} is in {}.", dir.display());
             Ok(())
         }
+        CertsCommand::Revoke { ca, files } => revoke(&ca, &files),
         CertsCommand::Inspect { file, json } => inspect(&file, json),
     }
+}
+
+fn revoke(directory: &Path, files: &[PathBuf]) -> Result<(), Fault> {
+    let (ca, path, now) = (load_ca(directory)?, directory.join("crl.pem"), UnixMillis::now());
+    let mut revoked = match std::fs::read(&path) {
+        Ok(list) => Crl::read(&list).with_context(|| format!("cannot read {}", path.display()))?.swap_remove(0).revoked,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Fault::because(format!("cannot read {}", path.display()), error)),
+    };
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let certificate = certificates_from_pem(&text)?.swap_remove(0);
+        if !ca.is_issuer_of(&certificate) {
+            return Err(Fault::new(format!("{} is not a certificate of the CA in {}", file.display(), directory.display())));
+        }
+        let serial = serial(&certificate)?;
+        if revoked.iter().all(|one| one.serial != serial) {
+            revoked.push(Revoked { serial, at: now });
+        }
+    }
+    replace_public(&path, &ca.revocation_list(&revoked, now, CRL_LIFETIME)?)?;
+    println!("{} revoked certificates are in {}; give it to peers.", revoked.len(), path.display());
+    Ok(())
 }
 
 fn inspect(file: &Path, json: bool) -> Result<(), Fault> {
@@ -92,12 +127,6 @@ struct Shown<'a> {
     summary: &'a CertificateSummary,
     /// Whole days until it expires; negative once it has.
     days_left: i64,
-}
-
-fn days_left(not_after: UnixMillis, now: UnixMillis) -> i64 {
-    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-    let ms = |time: UnixMillis| i64::try_from(time.0).unwrap_or(i64::MAX);
-    (ms(not_after).saturating_sub(ms(now))).div_euclid(DAY_MS)
 }
 
 /// Writes a CA into a directory.

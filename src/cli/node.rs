@@ -28,7 +28,7 @@ struct Arguments {
 enum Command {
     /// Set up a new node: directory, configuration, keys and TLS certificate.
     Init(InitArguments),
-    /// Run the node until it is told to stop (SIGTERM or Ctrl-C).
+    /// Run the node until it is told to stop (SIGTERM or Ctrl-C). SIGHUP makes it read its TLS files again.
     Serve {
         /// The configuration file.
         #[arg(long, default_value = "node.toml")]
@@ -134,12 +134,20 @@ fn serve(path: &Path) -> Result<(), Fault> {
     on_runtime(async move {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
         let node = Node::start(&config).await?;
         // One line for whoever started it: from now on both ports answer.
         println!("mimi-node {}: federation {}, clients {}", node.domain(), node.federation_address()?, node.client_address()?);
-        tokio::select! {
-            _ = terminate.recv() => {}
-            done = tokio::signal::ctrl_c() => done.context("cannot listen for Ctrl-C")?,
+        loop {
+            tokio::select! {
+                // What cannot be used is in the log.
+                Some(()) = hang_up.recv() => drop(node.reload_tls().await),
+                _ = terminate.recv() => break,
+                done = tokio::signal::ctrl_c() => {
+                    done.context("cannot listen for Ctrl-C")?;
+                    break;
+                }
+            }
         }
         node.stop().await
     })

@@ -19,7 +19,7 @@ use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
 use super::hello::Hello;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
-use crate::transport::{CloseCode, FrameError, NodeTls, Resolver};
+use crate::transport::{CloseCode, FrameError, NodeTls, Resolver, Session};
 
 /// The connections of this node to its peers. Clones share them; the last one dropped ends them.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ pub struct PeerPool {
 struct Shared {
     own: Domain,
     dialer: Arc<Dialer>,
+    tls: NodeTls,
     backoff: Backoff,
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
@@ -76,6 +77,8 @@ struct Live {
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
+    /// Has the connection closed when the peer's certificate is no longer accepted.
+    _session: Arc<Session>,
 }
 
 /// A lock whose holder panicked is still good: every change under it is complete at any point.
@@ -97,7 +100,13 @@ impl PeerPool {
         let DialSettings { addresses, backoff } = settings;
         let config = tls.federation_client()?;
         let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses, budget: Mutex::default() });
-        Ok(Self { shared: Arc::new(Shared { own, dialer, backoff, peers: Mutex::default(), dials: Mutex::default() }) })
+        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, backoff, peers, dials }) })
+    }
+
+    /// The TLS identity that peers are dialled with, and what judges theirs.
+    pub fn tls(&self) -> &NodeTls {
+        &self.shared.tls
     }
 
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
@@ -328,23 +337,33 @@ impl PeerPool {
     fn spawn_dial(&self, peer: &Arc<Peer>, state: &mut State) -> DialOutcome {
         let (result, outcome) = watch::channel(None);
         state.link = Link::Dialling(outcome.clone());
-        let (dialer, peer) = (self.shared.dialer.clone(), peer.clone());
+        let (dialer, tls, peer) = (self.shared.dialer.clone(), self.shared.tls.clone(), peer.clone());
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
             let abandoned = Abandoned(&peer);
             let outcome = dialer.dial(&peer.domain).await;
+            let outcome = outcome.and_then(|connection| {
+                // Judged once more, by what is trusted now, and watched from now on.
+                match tls.admit(&peer.domain, &connection) {
+                    Ok(session) => Ok((connection, session)),
+                    Err((code, reason)) => {
+                        code.close(&connection, &reason);
+                        Err(PeerError::not_sent(&peer.domain, Why::Certificate, reason))
+                    }
+                }
+            });
             let outcome = {
                 let mut state = lock(&peer.state);
                 let closed = state.gate.closed();
                 let outcome = match (outcome, closed) {
-                    (Ok(connection), None) => {
+                    (Ok((connection, session)), None) => {
                         tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
                         state.gate.succeeded(now());
-                        Ok(Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0) }))
+                        Ok(Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0), _session: session }))
                     }
                     // An operator was faster.
-                    (Ok(connection), Some(why)) => {
+                    (Ok((connection, _)), Some(why)) => {
                         CloseCode::Done.close(&connection, "not wanted any more");
                         Err(PeerError::not_sent(&peer.domain, why, ""))
                     }

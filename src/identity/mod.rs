@@ -18,4 +18,5 @@ pub use chain::{AsRoots, ChainError, ClientIdentity, UserIdentity};
 pub use issue::{AsRoot, IssueError};
 pub use revoked::{RevokedKeys, key_hash};
 pub use summary::CertificateSummary;
+pub use tls::crl::{Crl, Revoked};
 pub use tls::{ExtendedKeyUsage, TlsCa, TlsCertificate, TlsCertificateOptions};

@@ -34,7 +34,8 @@ pub fn key_to_pem(pkcs8: &Secret) -> Secret {
     Secret::new(section("PRIVATE KEY", pkcs8.expose()).into_bytes())
 }
 
-fn section(label: &str, der: &[u8]) -> String {
+/// One PEM section.
+pub(super) fn section(label: &str, der: &[u8]) -> String {
     let base64 = BASE64.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");
     for line in base64.as_bytes().chunks(LINE_LENGTH) {

@@ -173,11 +173,39 @@ pub fn spki_hash(certificate_der: &[u8]) -> Result<[u8; 32], Fault> {
 /// `_mimi-fed.<domain>` (RFC 4985), compared without regard to ASCII case. No wildcard counts, and never the common name.
 #[must_use]
 pub fn names_domain(certificate_der: &[u8], domain: &Domain) -> bool {
+    stands_for(certificate_der, domain, false)
+}
+
+/// As [`names_domain`]; with `wildcard` also a dNSName `*.<rest>` in which the asterisk stands for the whole first label of
+/// `domain` (RFC 9525 §6.3). An SRVName has no wildcard.
+#[must_use]
+pub fn stands_for(certificate_der: &[u8], domain: &Domain, wildcard: bool) -> bool {
     let Some(certificate) = x509::parse(certificate_der) else { return false };
     let Some(names) = x509::alternative_names(&certificate) else { return false };
     let srv_name = federation_srv_name(domain);
-    x509::dns_names(names).any(|name| name.eq_ignore_ascii_case(domain.as_str()))
-        || x509::srv_names(names).any(|name| name.eq_ignore_ascii_case(&srv_name))
+    let pattern = domain.as_str().split_once('.').filter(|_| wildcard).map(|(_, rest)| format!("*.{rest}"));
+    let matches = |name: &str| {
+        name.eq_ignore_ascii_case(domain.as_str()) || pattern.as_ref().is_some_and(|pattern| name.eq_ignore_ascii_case(pattern))
+    };
+    x509::dns_names(names).any(matches) || x509::srv_names(names).any(|name| name.eq_ignore_ascii_case(&srv_name))
+}
+
+/// The first and the last second in which a certificate (DER) is valid; `None` when it is no certificate.
+pub fn validity(certificate_der: &[u8]) -> Option<(UnixMillis, UnixMillis)> {
+    x509::parse(certificate_der).map(|certificate| (x509::not_before(&certificate), x509::not_after(&certificate)))
+}
+
+/// Whole days from `now` until `not_after`; negative once that has passed.
+pub fn days_left(not_after: UnixMillis, now: UnixMillis) -> i64 {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let ms = |time: UnixMillis| i64::try_from(time.0).unwrap_or(i64::MAX);
+    ms(not_after).saturating_sub(ms(now)).div_euclid(DAY_MS)
+}
+
+/// A certificate's subject (DER) and key (SubjectPublicKeyInfo, DER); `None` when it is no certificate.
+pub fn subject_and_key(certificate_der: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    x509::parse(certificate_der)
+        .map(|certificate| (certificate.subject().as_raw().to_vec(), certificate.public_key().raw.to_vec()))
 }
 
 /// The dNSNames and SRVNames of a certificate (DER), for messages; none when it is no certificate.
@@ -233,6 +261,8 @@ fn element(tag: u8, content: &[u8]) -> Result<Vec<u8>, Fault> {
     der.extend_from_slice(content);
     Ok(der)
 }
+
+pub mod crl;
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
 use crate::base::fault::{Context as _, Fault};
-use crate::base::limits::Limits;
+use crate::base::limits::{Limits, TLS_WARN_DAYS};
 use crate::base::secret::Secret;
 
 /// A node's configuration.
@@ -68,7 +68,7 @@ pub struct Listen {
     pub client: SocketAddr,
 }
 
-/// `[tls]`: PEM files.
+/// `[tls]`: files, read again whenever they change. PEM, revocation lists also DER.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
@@ -77,7 +77,76 @@ pub struct Tls {
     /// Its private key, readable by the node's user only.
     pub key: PathBuf,
     /// The CAs that peers' certificates are checked against.
-    pub authorities: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<PathBuf>,
+    /// Whether the CAs that the web trusts are trusted for peers too, and from where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_roots: Option<WebRoots>,
+    /// Certificate revocation lists of the CAs, fetched by the operator's own means.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crls: Vec<PathBuf>,
+    /// Refuses every certificate of a CA whose revocation list is overdue. Without it, such a list still counts for what it says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuse_stale_crls: bool,
+    /// From how many days left on the log warns of a certificate.
+    #[serde(default = "warn_days", skip_serializing_if = "is_warn_days")]
+    pub warn_days: u32,
+}
+
+impl Tls {
+    /// A certificate with its key, and a bundle of CAs; nothing else.
+    pub fn new(certificate: impl Into<PathBuf>, key: impl Into<PathBuf>, authorities: impl Into<PathBuf>) -> Self {
+        Self {
+            certificate: certificate.into(),
+            key: key.into(),
+            authorities: Some(authorities.into()),
+            web_roots: None,
+            crls: Vec::new(),
+            refuse_stale_crls: false,
+            warn_days: TLS_WARN_DAYS,
+        }
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let web_roots = self.web_roots.iter_mut().filter_map(|roots| match roots {
+            WebRoots::File(path) => Some(path),
+            WebRoots::System => None,
+        });
+        [&mut self.certificate, &mut self.key].into_iter().chain(&mut self.authorities).chain(&mut self.crls).chain(web_roots)
+    }
+}
+
+/// `tls.web_roots`: where the CAs that the web trusts are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum WebRoots {
+    /// `"system"`: where the operating system keeps them.
+    System,
+    /// In this file.
+    File(PathBuf),
+}
+
+impl From<PathBuf> for WebRoots {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "system" { Self::System } else { Self::File(path) }
+    }
+}
+
+impl From<WebRoots> for PathBuf {
+    fn from(roots: WebRoots) -> Self {
+        match roots {
+            WebRoots::System => "system".into(),
+            WebRoots::File(path) => path,
+        }
+    }
+}
+
+fn warn_days() -> u32 {
+    TLS_WARN_DAYS
+}
+
+fn is_warn_days(days: &u32) -> bool {
+    *days == TLS_WARN_DAYS
 }
 
 impl Config {
@@ -89,7 +158,7 @@ impl Config {
         config.limits.check().map_err(in_file)?;
         config.check_peers().map_err(in_file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
-        for path in [&mut config.data, &mut config.tls.certificate, &mut config.tls.key, &mut config.tls.authorities] {
+        for path in config.tls.paths_mut().chain([&mut config.data]) {
             *path = directory.join(&*path);
         }
         Ok(config)
@@ -143,6 +212,18 @@ pub fn write_public(path: &Path, text: &str) -> Result<(), Fault> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)
 }
 
+/// Writes a file that others may read, at once and as a whole, in the place of whatever is there.
+pub fn replace_public(path: &Path, text: &str) -> Result<(), Fault> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    // Left over from a try that was interrupted.
+    let _ = std::fs::remove_file(&beside);
+    write_public(&beside, text)?;
+    std::fs::rename(&beside, path).with_context(cannot)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +274,44 @@ mod tests {
             seen += 1;
         }
         assert!(seen >= 2, "{seen} samples");
+    }
+
+    #[test]
+    fn tls_trust_is_read_and_its_paths_are_relative_to_the_file() {
+        let pin = "5f".repeat(32);
+        let more = format!(
+            "authorities = \"tls/authorities.pem\"\nweb_roots = \"roots.pem\"\ncrls = [\"tls/crl.pem\", \"/crl.der\"]\n\
+             refuse_stale_crls = true\nwarn_days = 30\n[peers.\"b.example\"]\npins = [\"{pin}\"]\nwildcard = true\n"
+        );
+        let text = SAMPLE.replace("authorities = \"tls/authorities.pem\"\n", &more);
+        assert_ne!(text, SAMPLE);
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("node.toml");
+        std::fs::write(&path, &text).expect("written");
+        let config = Config::load(&path).expect("it is valid");
+        let (trust, tls) = (config.peer_trust(), config.tls);
+        assert_eq!(tls.web_roots, Some(WebRoots::File(directory.path().join("roots.pem"))));
+        assert_eq!(tls.crls, [directory.path().join("tls/crl.pem"), "/crl.der".into()]);
+        assert_eq!(tls.authorities, Some(directory.path().join("tls/authorities.pem")));
+        assert!(tls.refuse_stale_crls && tls.warn_days == 30);
+        let peer = trust.get(&"b.example".parse::<Domain>().expect("a domain")).expect("the peer");
+        assert!(peer.wildcard && peer.pins == [crate::transport::Pin([0x5f; 32])]);
+        let config = Config::parse(&text.replace("\"roots.pem\"", "\"system\"")).expect("it is valid");
+        assert_eq!(config.tls.web_roots, Some(WebRoots::System));
+        assert_eq!(Config::parse(&config.to_toml().expect("it can be written")).expect("and read back"), config);
+        let fault = Config::parse(&text.replace(&pin, "5f5f")).expect_err("no pin").to_string();
+        assert!(fault.contains("64 hexadecimal digits"), "{fault}");
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("crl.pem");
+        for text in ["one", "two"] {
+            replace_public(&path, text).expect("written");
+            assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 1, "nothing is left beside it");
     }
 
     #[test]

@@ -56,11 +56,7 @@ impl NewNode<'_> {
             data: "data".into(),
             log: LogLevel::Info,
             listen: self.listen,
-            tls: Tls {
-                certificate: "tls/node.pem".into(),
-                key: "tls/node.key".into(),
-                authorities: "tls/authorities.pem".into(),
-            },
+            tls: Tls::new("tls/node.pem", "tls/node.key", "tls/authorities.pem"),
             dns: Dns::asking(self.dns),
             dial,
             limits: Limits::default(),

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod init;
+pub mod reload;
 pub mod start;
 
 pub use config::Config;

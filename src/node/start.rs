@@ -8,24 +8,25 @@ use quinn::Endpoint;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::config::{Config, read_secret};
+use super::config::Config;
 use super::init;
+use super::reload::{self, Reloader};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TIMEOUT};
-use crate::base::secret::Secret;
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
 use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, NodeTls, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, Resolver, accept, discovery, endpoint};
 
 /// A running node.
 pub struct Node {
     service: Arc<Service>,
     federation: Endpoint,
     client: Endpoint,
+    tls: Arc<Reloader>,
     shutdown: watch::Sender<bool>,
     tasks: JoinSet<()>,
 }
@@ -33,7 +34,8 @@ pub struct Node {
 impl Node {
     /// Starts the node that `config` describes; returns once it answers on both ports.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
-        let tls = load_tls(config)?;
+        let reloader = Arc::new(Reloader::load(config)?);
+        let tls = reloader.tls();
         let storage = Storage::open(&config.data).await?;
         let settings = init::load(&storage, &config.domain, &config.data).await?;
         let as_roots = [settings.keys.as_root.certificate().to_vec()];
@@ -45,7 +47,7 @@ impl Node {
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
         let hello = Arc::new(OwnHello::new(config.domain.clone()));
-        let peers = PeerPool::new(federation.clone(), &tls, resolver, config.domain.clone(), hello, config.dial_settings())?;
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, config.dial_settings())?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =
@@ -55,8 +57,9 @@ impl Node {
         tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
         tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
-        tasks.spawn(look_after_groups(service.clone(), stopping));
-        let node = Self { service, federation, client, shutdown, tasks };
+        tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
+        tasks.spawn(reload::run(reloader.clone(), stopping));
+        let node = Self { service, federation, client, tls: reloader, shutdown, tasks };
         tracing::info!(
             domain = %node.domain(),
             federation = %node.federation_address()?,
@@ -74,6 +77,13 @@ impl Node {
     /// The node's services, for whoever runs it in-process.
     pub fn service(&self) -> &Arc<Service> {
         &self.service
+    }
+
+    /// Reads the TLS files again at once, as on SIGHUP, and takes up what has changed; requests in flight are not disturbed. What
+    /// cannot be used leaves the old in force; the log has said so, and the error says it again.
+    pub async fn reload_tls(&self) -> Result<(), Fault> {
+        let reloader = self.tls.clone();
+        tokio::task::spawn_blocking(move || reloader.reload()).await.context("reading the TLS files was interrupted")?
     }
 
     /// Where other nodes reach it.
@@ -103,13 +113,6 @@ impl Node {
         tracing::info!(domain = %self.service.domain(), "stopped");
         if in_time { Ok(()) } else { Err(Fault::new("some work did not end in time and was cut off")) }
     }
-}
-
-/// The node's certificate, checked against the domain, and the CAs it trusts.
-fn load_tls(config: &Config) -> Result<NodeTls, Fault> {
-    let read = |path: &std::path::Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    let key: Secret = read_secret(&config.tls.key)?;
-    NodeTls::from_pem(&config.domain, &read(&config.tls.certificate)?, &key, &read(&config.tls.authorities)?)
 }
 
 async fn keep_house(service: Arc<Service>, mut stopping: watch::Receiver<bool>) {

@@ -13,7 +13,6 @@ use crate::base::limits::{
 };
 use crate::base::{Domain, UnixMillis};
 use crate::federation::{Hello, answer_hello};
-use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, request_frame, write_frame};
 use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError};
 use crate::wire::peer::{CredentialStatusRequest, Hello as HelloFrame, PeerLimits, PeerRequest, PeerResponse};
@@ -75,7 +74,6 @@ fn check_hello(hello: &HelloFrame, peer: &Domain) -> Result<(), String> {
 impl ConnectionHandler for PeerPort {
     async fn connection(self: Arc<Self>, accepted: Accepted) {
         let service = &self.0;
-        let certificate = accepted.peer_chain.first().cloned().unwrap_or_default();
         let hello = OwnHello::new(service.domain.clone());
         let ours = encode(&PeerResponse::Hello(hello.frame()));
         let checked = answer_hello(&accepted.connection, &ours, |frame| {
@@ -84,18 +82,17 @@ impl ConnectionHandler for PeerPort {
             };
             let wrong = |reason: String| (CloseCode::WrongDomain, reason);
             let domain = Domain::from_bytes(&theirs.domain).map_err(|error| wrong(error.to_string()))?;
-            // One domain per connection, and it is the certificate's (C3, X7).
-            if !names_domain(&certificate, &domain) {
-                return Err(wrong(format!("the certificate does not name {domain}")));
-            }
+            // One domain per connection, and it is the certificate's (C3, X7). Held until the connection ends: it is closed when
+            // the certificate is no longer accepted.
+            let session = service.peers.tls().admit(&domain, &accepted.connection)?;
             if domain == service.domain {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
             check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
-            Ok(domain)
+            Ok((domain, session))
         });
         match checked.await {
-            Ok(domain) => {
+            Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);
                 service.serve_peer(&accepted, &domain).await;
             }

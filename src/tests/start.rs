@@ -165,6 +165,8 @@ async fn a_start_reads_the_same_for_10_and_for_100_000_groups() {
             }
         }
         let mut statements = statements;
+        // One for each connection: how many of those the readers open so early is a matter of timing, not of groups.
+        statements.retain(|(statement, _)| !statement.starts_with("PRAGMA"));
         statements.sort();
         starts.push(statements);
     }

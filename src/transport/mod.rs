@@ -5,7 +5,9 @@
 //! | [`frame`] | length-prefixed frames on a stream, bounded in size and time |
 //! | [`codes`] | the one table of QUIC application error codes |
 //! | [`tls`] | this node's certificate and the four TLS configurations made from it |
+//! | [`trust`] | whose certificates are believed, and for which peer: CAs, pins, revocation lists |
 //! | [`verify`] | what a certificate must be, by role; the names it stands for |
+//! | [`sessions`] | the connections of peers whose certificates were accepted, to judge them anew |
 //! | [`endpoint`] | UDP sockets and QUIC limits, set explicitly; stateless resets that survive a crash |
 //! | [`accept`] | the accept loop of both ports |
 //! | [`discovery`] | SRV records: domain → targets → addresses |
@@ -19,7 +21,9 @@ pub mod codes;
 pub mod discovery;
 pub mod endpoint;
 pub mod frame;
+pub mod sessions;
 pub mod tls;
+pub mod trust;
 pub mod verify;
 
 #[cfg(test)]
@@ -31,4 +35,6 @@ pub use codes::CloseCode;
 pub use discovery::{Discovered, DiscoveryError, Origin, Resolver, ResolverSettings, Service, Target};
 pub use endpoint::EndpointSecret;
 pub use frame::FrameError;
+pub use sessions::Session;
 pub use tls::{ClientIdentity, NodeTls};
+pub use trust::{PeerTrust, Pin, Trust, TrustSources};

@@ -19,18 +19,21 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, TrustAnchor, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
+use super::codes::CloseCode;
 use super::endpoint;
-use super::verify::{ClientVerifier, PeerVerifier, PinnedVerifier, Roots};
+use super::sessions::{Cut, Session, Sessions};
+use super::trust::{Source, Trust, TrustSources, certificates};
+use super::verify::{ClientVerifier, PeerVerifier, PinnedVerifier};
 use crate::base::secret::Secret;
-use crate::base::{Context as _, Domain, Fault, limits};
-use crate::identity::tls::{names, names_domain};
+use crate::base::{Context as _, Domain, Fault, UnixMillis, limits};
+use crate::identity::tls::{names, names_domain, validity};
 
 /// ALPN of the federation port.
 pub const ALPN_FEDERATION: &[u8] = b"mimi-fed/1";
@@ -62,35 +65,99 @@ impl ResolvesClientCert for Identity {
     }
 }
 
-/// This node's certificate and key, and the CAs it trusts for peers. Clones share both, so that [`NodeTls::reload`] reaches
-/// every configuration made from any of them.
+/// This node's certificate and key, whom it trusts as peers, and the connections that it has accepted by that. Clones share it
+/// all, so that [`NodeTls::renew`] and [`NodeTls::set_trust`] reach every configuration made from any of them.
 #[derive(Clone, Debug)]
 pub struct NodeTls {
     domain: Domain,
     identity: Arc<Identity>,
-    roots: Roots,
+    trust: Arc<ArcSwap<Trust>>,
+    sessions: Arc<Sessions>,
 }
 
 impl NodeTls {
-    /// Reads PEM texts: the node's certificate with its chain (leaf first; the CA last where clients pin it), its private key,
-    /// and the CAs trusted for peers. Fails with one sentence when one cannot be read, the key is not the certificate's, or
-    /// the certificate does not stand for `domain` (C3): a dNSName `<domain>` or an SRVName `_mimi-fed.<domain>`, no wildcard.
-    pub fn from_pem(domain: &Domain, chain: &str, key: &Secret, authorities: &str) -> Result<Self, Fault> {
-        let (identity, roots) = read(domain, chain, key, authorities)?;
+    /// Reads PEM texts: the node's certificate with its chain (leaf first; the CA last where clients pin it) and its private key.
+    /// Fails with one sentence when one cannot be read, the key is not the certificate's, or the certificate does not stand for
+    /// `domain` (C3): a dNSName `<domain>` or an SRVName `_mimi-fed.<domain>`, no wildcard. That the certificate has expired is no
+    /// reason to fail: a node that runs takes up its renewal by itself.
+    pub fn new(domain: &Domain, chain: &str, key: &Secret, trust: Trust) -> Result<Self, Fault> {
+        let identity = read(domain, chain, key)?;
         Ok(Self {
             domain: domain.clone(),
             identity: Arc::new(Identity(ArcSwap::from_pointee(identity))),
-            roots: Arc::new(ArcSwap::from_pointee(roots)),
+            trust: Arc::new(ArcSwap::from_pointee(trust)),
+            sessions: Arc::default(),
         })
     }
 
-    /// Replaces certificate, key and trusted CAs for every handshake from now on, after the checks of [`NodeTls::from_pem`];
-    /// on failure the old ones stay. Connections that are up stay up: close those that should be judged anew.
-    pub fn reload(&self, chain: &str, key: &Secret, authorities: &str) -> Result<(), Fault> {
-        let (identity, roots) = read(&self.domain, chain, key, authorities)?;
+    /// As [`NodeTls::new`], trusting the CAs in the PEM text `authorities`.
+    pub fn from_pem(domain: &Domain, chain: &str, key: &Secret, authorities: &str) -> Result<Self, Fault> {
+        let name = "the bundle of CAs trusted for peers".to_owned();
+        let authorities = vec![Source { name, octets: authorities.as_bytes().to_vec() }];
+        Self::new(domain, chain, key, Trust::read(&TrustSources { authorities, ..TrustSources::default() })?)
+    }
+
+    /// Replaces certificate and key for every handshake from now on, after the checks of [`NodeTls::new`] and when the new
+    /// certificate is valid `now`; on failure the old ones stay. Connections that are up stay up.
+    pub fn renew(&self, chain: &str, key: &Secret, now: UnixMillis) -> Result<(), Fault> {
+        let identity = read(&self.domain, chain, key)?;
+        let times = identity.cert.first().and_then(|leaf| validity(leaf));
+        let (not_before, not_after) = times.context("the node's certificate cannot be read")?;
+        if now < not_before {
+            return Err(Fault::new("the node's certificate is not valid yet: compare the clocks of this machine and of its CA"));
+        }
+        if now > not_after {
+            return Err(Fault::new("the node's certificate has expired already"));
+        }
         self.identity.0.store(Arc::new(identity));
-        self.roots.store(Arc::new(roots));
         Ok(())
+    }
+
+    /// Replaces whom this node trusts, for every handshake from now on, and closes the connections of peers whose certificates
+    /// would not be accepted any more. Returns these.
+    pub fn set_trust(&self, trust: Trust) -> Vec<Cut> {
+        self.trust.store(Arc::new(trust));
+        let (trust, now) = (self.trust.load_full(), UnixTime::now());
+        self.sessions.cut(|session| judge(&trust, session, now).err())
+    }
+
+    /// Closes the connections of peers whose certificates have expired since they connected. Returns these.
+    pub fn cut_expired(&self, now: UnixMillis) -> Vec<Cut> {
+        let expired = || (CloseCode::NotAuthorized, "the certificate has expired".to_owned());
+        self.sessions.cut(|session| (session.not_after() < now).then(expired))
+    }
+
+    /// Closes all connections of one peer, in both directions, as when the policy no longer accepts it. Returns how many.
+    pub fn cut_peer(&self, domain: &Domain, code: CloseCode, reason: &str) -> usize {
+        self.sessions.cut(|session| (session.domain() == domain).then(|| (code, reason.to_owned()))).len()
+    }
+
+    /// Judges the certificate that the other side of `connection` has presented as that of `domain`, which it says it is or was
+    /// dialled as: the judgement that counts, by what is trusted now. The session is watched as long as it is held: when the
+    /// peer's certificate is revoked, the connection is closed. An error is a code and a sentence to close the connection with.
+    pub fn admit(&self, domain: &Domain, connection: &quinn::Connection) -> Result<Arc<Session>, (CloseCode, String)> {
+        // Watched before it is judged, so that a revocation in between is not missed.
+        let session = self.sessions.watch(domain, connection);
+        judge(&self.trust.load(), &session, UnixTime::now())?;
+        Ok(session)
+    }
+
+    /// Whom this node trusts now.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
+    }
+
+    /// The last second in which this node's certificate, and whatever it sends along, is valid.
+    pub fn not_after(&self) -> UnixMillis {
+        let identity = self.identity.0.load();
+        let times = identity.cert.iter().filter_map(|certificate| validity(certificate));
+        times.map(|(_, not_after)| not_after).min().unwrap_or_default()
+    }
+
+    /// The peers that are connected, in either direction, each with the last second in which its certificate is valid; of
+    /// several certificates, the earliest.
+    pub fn peers_not_after(&self) -> std::collections::BTreeMap<Domain, UnixMillis> {
+        self.sessions.not_after()
     }
 
     /// The domain that the certificate stands for.
@@ -130,7 +197,7 @@ impl NodeTls {
     }
 
     fn peer_verifier(&self) -> Arc<PeerVerifier> {
-        Arc::new(PeerVerifier { roots: self.roots.clone(), algorithms: provider().signature_verification_algorithms })
+        Arc::new(PeerVerifier { trust: self.trust.clone(), algorithms: *self.trust.load().algorithms() })
     }
 
     fn server(&self, verifier: Arc<dyn ClientCertVerifier>, alpn: &[u8], streams: u32) -> Result<quinn::ServerConfig, Fault> {
@@ -190,14 +257,22 @@ fn anchor(der: &[u8]) -> Result<TrustAnchor<'static>, webpki::Error> {
     webpki::anchor_from_trusted_cert(&CertificateDer::from(der)).map(|anchor| anchor.to_owned())
 }
 
+/// Judges the certificate of a session by `trust`.
+fn judge(trust: &Trust, session: &Session, now: UnixTime) -> Result<(), (CloseCode, String)> {
+    let Some((leaf, intermediates)) = session.chain().split_first() else {
+        return Err((CloseCode::NotAuthorized, "no certificate was presented".to_owned()));
+    };
+    trust.check(session.domain(), leaf, intermediates, now).map_err(|error| match error {
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::NotValidForNameContext { .. } | rustls::CertificateError::NotValidForName,
+        ) => (CloseCode::WrongDomain, format!("the certificate does not name {}", session.domain())),
+        error => (CloseCode::NotAuthorized, format!("the certificate is not accepted: {error}")),
+    })
+}
+
 /// Reads and checks what makes a node's TLS identity.
-fn read(
-    domain: &Domain,
-    chain: &str,
-    key: &Secret,
-    authorities: &str,
-) -> Result<(CertifiedKey, Vec<TrustAnchor<'static>>), Fault> {
-    let chain = certificates(chain, "the node's certificate")?;
+fn read(domain: &Domain, chain: &str, key: &Secret) -> Result<CertifiedKey, Fault> {
+    let chain = certificates(chain.as_bytes(), "the node's certificate")?;
     let leaf = chain.first().expect("certificates() returns at least one").clone();
     let key = PrivateKeyDer::from_pem_slice(key.expose())
         .context("the node's TLS key is not a private key in PEM (BEGIN PRIVATE KEY)")?;
@@ -215,30 +290,17 @@ fn read(
             "the node's certificate stands for {names}, but this node serves {domain}: issue one with the dNSName {domain}"
         )));
     }
-    let authorities = certificates(authorities, "the bundle of CAs trusted for peers")?;
-    let roots = authorities
-        .iter()
-        .map(|der| anchor(der).context("a certificate in the bundle of CAs trusted for peers cannot be used"))
-        .collect::<Result<_, _>>()?;
-    Ok((identity, roots))
-}
-
-/// The certificates in a PEM text, at least one.
-fn certificates(pem: &str, what: &str) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{what} is not valid PEM"))?;
-    if certificates.is_empty() {
-        return Err(Fault::new(format!("{what} holds no certificate (BEGIN CERTIFICATE)")));
-    }
-    Ok(certificates)
+    Ok(identity)
 }
 
 /// A peer that presents no certificate, which no configuration of a node does.
 #[cfg(test)]
 pub(crate) fn bare_federation_client(authority: &[u8]) -> Result<quinn::ClientConfig, Fault> {
-    let roots: Roots = Arc::new(ArcSwap::from_pointee(vec![anchor(authority).context("a certificate")?]));
-    let verifier = PeerVerifier { roots, algorithms: provider().signature_verification_algorithms };
+    let authorities = crate::identity::pem::certificate_to_pem(authority).into_bytes();
+    let authorities = vec![Source { name: "a test's CA".to_owned(), octets: authorities }];
+    let trust = Trust::read(&TrustSources { authorities, ..TrustSources::default() })?;
+    let algorithms = *trust.algorithms();
+    let verifier = PeerVerifier { trust: Arc::new(ArcSwap::from_pointee(trust)), algorithms };
     let mut config = client_builder()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
     config.alpn_protocols = vec![ALPN_FEDERATION.to_vec()];
     quic_client(config, limits::PEER_KEEP_ALIVE)
@@ -371,10 +433,16 @@ mod tests {
         let before = node.chain();
         let (chain, key) = ca.leaf(&["b.test"], &Odd::default());
         let (wrong, wrong_key) = ca.leaf(&["c.test"], &Odd::default());
-        assert!(node.reload(&wrong, &pem_key(&wrong_key), &ca.pem).is_err());
+        assert!(node.renew(&wrong, &pem_key(&wrong_key), UnixMillis::now()).is_err());
+        let (expired, expired_key) = ca.leaf(&["b.test"], &Odd { expired: true, ..Odd::default() });
+        let error = node.renew(&expired, &pem_key(&expired_key), UnixMillis::now()).expect_err("too late").to_string();
+        assert!(error.contains("expired already"), "{error}");
+        let early = UnixMillis::now().minus(Duration::from_secs(31 * 24 * 60 * 60));
+        let error = node.renew(&chain, &pem_key(&key), early).expect_err("too early").to_string();
+        assert!(error.contains("not valid yet"), "{error}");
         assert_eq!(node.chain(), before);
         let server = bind(Some(node.federation_server().expect("a server")));
-        node.reload(&chain, &pem_key(&key), &ca.pem).expect("a good identity");
+        node.renew(&chain, &pem_key(&key), UnixMillis::now()).expect("a good identity");
         let client = bind(None);
         let config = ca.node("a.test").federation_client().expect("a client");
         let dial = async { client.connect_with(config, local(&server), "b.test").expect("a dial").await.expect("a connection") };

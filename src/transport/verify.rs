@@ -2,7 +2,7 @@
 //!
 //! | verifier | checks |
 //! |---|---|
-//! | `PeerVerifier` | a peer node, in either TLS role: chain to the trusted CAs, EKU; as a server also its domain |
+//! | `PeerVerifier` | a peer node, in either TLS role, by [`Trust`]: who vouches for it, EKU; as a server also its domain |
 //! | `ClientVerifier` | one of the domain's own clients: client certificate ← user certificate ← AS root |
 //! | `PinnedVerifier` | the node, as its client sees it: chain to the CA whose key the client has pinned, and its domain |
 
@@ -16,14 +16,12 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
 
+use super::trust::Trust;
 use crate::base::{Domain, limits};
 use crate::identity::tls::{names, names_domain, spki_hash};
 
-/// The trusted roots of one role; replaced as a whole when a node reloads them.
-pub(super) type Roots = Arc<ArcSwap<Vec<TrustAnchor<'static>>>>;
-
 /// serverAuth, clientAuth, both or none: public CAs no longer issue clientAuth, so either will do in either role.
-struct PeerPurposes;
+pub(super) struct PeerPurposes;
 
 impl ExtendedKeyUsageValidator for PeerPurposes {
     fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
@@ -52,7 +50,7 @@ impl ExtendedKeyUsageValidator for AnyPurpose {
 }
 
 /// webpki's errors in the terms that rustls turns into TLS alerts, so that the other side learns what was wrong.
-fn refused(error: webpki::Error) -> Error {
+pub(super) fn refused(error: webpki::Error) -> Error {
     use webpki::Error as E;
     Error::InvalidCertificate(match error {
         E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
@@ -61,6 +59,8 @@ fn refused(error: webpki::Error) -> Error {
         E::UnknownIssuer => CertificateError::UnknownIssuer,
         E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         E::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        E::CertRevoked => CertificateError::Revoked,
+        E::CrlExpired { .. } => CertificateError::ExpiredRevocationList,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     })
 }
@@ -129,7 +129,8 @@ macro_rules! check_handshakes {
 /// client's it requires the domain that was looked up, never an SRV target.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
-    pub(super) roots: Roots,
+    /// Replaced as a whole when a node reads it anew.
+    pub(super) trust: Arc<ArcSwap<Trust>>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -145,7 +146,7 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        check_chain(self.algorithms.all, &self.roots.load(), leaf, intermediates, now, PeerPurposes)?;
+        self.trust.load().check_unnamed(leaf, intermediates, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -161,8 +162,9 @@ impl ServerCertVerifier for PeerVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        check_chain(self.algorithms.all, &self.roots.load(), leaf, intermediates, now, PeerPurposes)?;
-        check_domain(leaf, server_name)?;
+        // Only domains are dialled.
+        let domain: Domain = server_name.to_str().parse().map_err(|_| CertificateError::NotValidForName)?;
+        self.trust.load().check(&domain, leaf, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 

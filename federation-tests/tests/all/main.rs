@@ -11,6 +11,7 @@ mod discovery;
 mod docs;
 mod gathering;
 mod idempotency;
+mod identity;
 mod leaving;
 mod network;
 mod process;

@@ -135,6 +135,39 @@ fn a_certificate_names_the_domain_by_dns_name_or_srv_name_only() {
 }
 
 #[test]
+fn a_wildcard_stands_for_one_label_and_only_where_it_may() {
+    let matrix: &[(&[&str], Option<&str>, bool)] = &[
+        (&["*.test"], None, true),
+        (&["*.TEST"], None, true),
+        (&["a.test"], None, true),
+        (&["*.a.test"], None, false),
+        (&["*"], None, false),
+        (&["*.*"], None, false),
+        (&["a*.test"], None, false),
+        (&["*.b.test"], None, false),
+        (&[], Some("_mimi-fed.*.test"), false),
+        (&[], Some("*.test"), false),
+    ];
+    for (dns_names, srv_name, expected) in matrix {
+        let der = leaf(dns_names, *srv_name);
+        assert_eq!(stands_for(&der, &domain("a.test"), true), *expected, "{dns_names:?} {srv_name:?}");
+    }
+    assert!(!stands_for(&leaf(&["*.test"], None), &domain("b.a.test"), true), "one label, not two");
+    assert!(!stands_for(&leaf(&["*.test"], None), &domain("a.test"), false));
+}
+
+#[test]
+fn days_are_counted_whole_and_below_zero() {
+    let day = Duration::from_secs(24 * 60 * 60);
+    assert_eq!(days_left(NOW.plus(day * 3), NOW), 3);
+    assert_eq!(days_left(NOW.plus(day * 3).minus(Duration::from_secs(1)), NOW), 2);
+    assert_eq!(days_left(NOW, NOW), 0);
+    assert_eq!(days_left(NOW.minus(Duration::from_secs(1)), NOW), -1);
+    assert_eq!(validity(&leaf(&["a.test"], None)).map(|(from, to)| from < to), Some(true));
+    assert_eq!(validity(b"garbage"), None);
+}
+
+#[test]
 fn the_common_name_never_names_the_domain() {
     let parameters = x509::parameters("a.test", NOW, NOW.plus(limits::TLS_CERTIFICATE_LIFETIME)).expect("parameters");
     let certificate = parameters.self_signed(&generate().expect("a key")).expect("a certificate");

@@ -1,6 +1,6 @@
 //! `[dns]`, `[dial]` and `[peers]`: how other domains are found and reached.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Config;
 use crate::base::{Domain, Fault, limits};
 use crate::federation::{Backoff, DialSettings};
-use crate::transport::{AddressPolicy, Network, ResolverSettings};
+use crate::transport::{AddressPolicy, Network, PeerTrust, Pin, ResolverSettings};
 
 /// `[dns]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,13 @@ pub struct Peer {
     /// Networks that are dialled for this peer although they are not for the public internet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exempt: Vec<Network>,
+    /// Keys, each of a CA or of the node itself: with at least one, nothing else vouches for this peer. Hexadecimal SHA-256 of the
+    /// SubjectPublicKeyInfo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
+    /// Whether a certificate for `*.<rest>` will do, when the peer's domain is `<label>.<rest>`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wildcard: bool,
 }
 
 impl Config {
@@ -138,6 +145,12 @@ impl Config {
     pub fn static_addresses(&self) -> HashMap<Domain, Vec<SocketAddr>> {
         let written = self.peers.iter().filter(|(_, peer)| !peer.addresses.is_empty());
         written.map(|(domain, peer)| (domain.clone(), peer.addresses.clone())).collect()
+    }
+
+    /// What is different for the certificates of single peers.
+    pub fn peer_trust(&self) -> BTreeMap<Domain, PeerTrust> {
+        let different = self.peers.iter().filter(|(_, peer)| peer.wildcard || !peer.pins.is_empty());
+        different.map(|(domain, peer)| (domain.clone(), PeerTrust { pins: peer.pins.clone(), wildcard: peer.wildcard })).collect()
     }
 
     /// Where peers may be dialled, and how long to wait for those that fail.
