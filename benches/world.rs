@@ -8,7 +8,7 @@ use federation_tests::synth::{CONTENT_TYPE_APPLICATION, SynthGroup};
 use mimi_node::base::UnixMillis;
 use mimi_node::ds::GroupState;
 use mimi_node::wire::ds::{DsRequest, DsSenderId, GroupAdd, GroupCommit, SendMessage};
-use mimi_node::wire::{Opaque, Response, encode};
+use mimi_node::wire::{List, Opaque, Response, encode};
 use openmls::prelude::tls_codec::Deserialize as _;
 use openmls::prelude::{
     MlsMessageBodyIn, MlsMessageIn, OpenMlsProvider as _, ProcessedMessageContent, ProposalStore, PublicGroup, RatchetTreeIn,
@@ -80,8 +80,8 @@ impl World {
         while world.size() < size {
             world.add(size.min(world.size() + ADDED_AT_ONCE));
         }
-        // Every parent node gets a key.
-        for leaf in (0..size as u32).step_by(2) {
+        // Every parent node gets a key, and every member has been checked with the leaf that its own Commit brought.
+        for leaf in 0..size as u32 {
             let commit = world.update_of(leaf);
             world.decide(&commit.frame, false);
             world.bare.follow(&commit.octets);
@@ -139,7 +139,8 @@ impl World {
     }
 
     fn frame(&self, leaf: u32, request: DsRequest) -> Vec<u8> {
-        encode(&self.realm.request(UnixMillis::now(), DsSenderId::LeafIndex(leaf), &self.devices[&leaf].key, request))
+        let (sender_id, key) = (DsSenderId::LeafIndex(leaf), &self.devices[&leaf].key);
+        encode(&self.realm.request(UnixMillis::now(), sender_id, List::default(), key, request))
     }
 
     /// Decides a request from its frame and follows the decision. Returns how many recipients there are, and the tree as a record

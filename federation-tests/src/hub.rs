@@ -23,16 +23,12 @@ use crate::synth::{Capabilities, Extension, Identity, KeyPackage, SynthGroup};
 /// The KeyPackage extension with a queue config.
 const QUEUE_CONFIG_EXTENSION: u16 = 0xF0C0;
 
-/// The keys of a domain whose users are in the group.
-struct Site {
-    as_root: AsRoot,
-}
-
 /// What a Delivery Service has besides its groups. Making it takes a few signatures, so that many groups can share one.
 pub struct Realm {
     /// The hub; the first domain.
     pub domain: Domain,
-    sites: Vec<Site>,
+    /// Of each domain, in their order.
+    as_roots: Vec<AsRoot>,
     ds_key: SigningKey,
     ds_chain: Vec<Vec<u8>>,
     external_sender: Vec<u8>,
@@ -74,19 +70,21 @@ impl Device {
 impl Realm {
     /// The hub `domains[0]` and the other domains whose users it knows.
     pub fn new(domains: &[&str], now: UnixMillis) -> Result<Self, Fault> {
-        let (mut sites, mut roots, mut names) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut as_roots, mut roots, mut names) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut revoked = HashMap::new();
         for name in domains {
             let domain: Domain = name.parse().context("not a domain")?;
             let as_root = AsRoot::create(&domain, now)?;
             let pinned = AsRoots::new(domain.clone(), vec![as_root.certificate().to_vec()]).context("not a root")?;
             roots.insert(domain.clone(), Arc::new(pinned));
-            sites.push(Site { as_root });
+            revoked.insert(domain.clone(), Arc::new(RevokedKeys::new([], UnixMillis(u64::MAX))));
+            as_roots.push(as_root);
             names.push(domain);
         }
-        let (domain, hub) = names.first().zip(sites.first()).context("a realm needs a hub")?;
+        let (domain, as_root) = names.first().zip(as_roots.first()).context("a realm needs a hub")?;
         let ds_key = SigningKey::generate()?;
         let public: [u8; 32] = ds_key.public().try_into().context("an Ed25519 key has 32 octets")?;
-        let certificate = hub.as_root.issue_service(&format!("mimi://{domain}/ds"), &public, now).context("not issued")?;
+        let certificate = as_root.issue_service(&format!("mimi://{domain}/ds"), &public, now).context("not issued")?;
         let ds_chain = vec![certificate];
         Ok(Self {
             domain: domain.clone(),
@@ -94,15 +92,15 @@ impl Realm {
             ds_key,
             ds_chain,
             roots,
-            sites,
-            revoked: HashMap::new(),
+            as_roots,
+            revoked,
             limits: Limits::default(),
         })
     }
 
     /// Certifies a user of the domain with this index, and a client.
     pub fn device(&self, site: usize, name: &str, device: &str, rng: &mut ChaCha20Rng) -> Result<Device, Fault> {
-        let (now, root) = (UnixMillis::now(), &self.sites.get(site).context("no such domain")?.as_root);
+        let (now, root) = (UnixMillis::now(), self.as_roots.get(site).context("no such domain")?);
         let user = UserUri::new(root.domain(), name).context("not a name")?;
         let user_key = key_of_seed(&rng.random())?;
         let user_certificate = root.issue_user(&user_csr(&user_key, &user)?, &user, now).context("not issued")?;
@@ -128,8 +126,15 @@ impl Realm {
     }
 
     /// A signed request to the hub.
-    pub fn request(&self, now: UnixMillis, sender_id: DsSenderId, key: &SigningKey, request: DsRequest) -> ClientRequest {
-        let message = DsMessage { sender_id, certificates: List::default(), request };
+    pub fn request(
+        &self,
+        now: UnixMillis,
+        sender_id: DsSenderId,
+        certificates: List<Opaque>,
+        key: &SigningKey,
+        request: DsRequest,
+    ) -> ClientRequest {
+        let message = DsMessage { sender_id, certificates, request };
         Content::new(&self.domain, RequestId([1; 16]), now, Service::Ds(message)).sign(key)
     }
 
@@ -145,7 +150,7 @@ impl Realm {
             group_info: forged.group_info_with_tree(0).context("leaf 0 is there")?.into(),
         };
         let sender_id = DsSenderId::KeyPackageRef(Opaque::from(package.reference().as_slice()));
-        let request = self.request(now, sender_id, &creator.key, DsRequest::CreateGroup(body));
+        let request = self.request(now, sender_id, List::default(), &creator.key, DsRequest::CreateGroup(body));
         Ok((forged, LocalGroup::create(self, now, &request, creator.uri.domain())?))
     }
 }
@@ -211,7 +216,7 @@ impl LocalGroup {
             }
             Decision::Outcome(mut outcome) => {
                 self.follow_outcome(&mut outcome);
-                Ok((Some(outcome), None))
+                Ok((Some(*outcome), None))
             }
             Decision::WelcomeInfo { .. } | Decision::ExternalCommitInfo => Ok((None, None)),
         }

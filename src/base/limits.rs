@@ -109,6 +109,9 @@ pub const RECENT_COMMITS_MAX: usize = 64;
 /// How many keys that leaves had before a group remembers, so that what was signed with them can be repeated.
 pub const FORMER_KEYS_MAX: usize = 64;
 
+/// From how many leaves on the MLS work of a group is done off the threads that serve requests: a Commit then takes milliseconds.
+pub const HEAVY_GROUP_LEAVES: usize = 256;
+
 /// After how many log records a group's state is written anew as a snapshot.
 pub const GROUP_LOG_RECORDS_MAX: u64 = 64;
 
@@ -155,9 +158,6 @@ pub const INVITE_GROUPS_PER_HUB_MAX: usize = 1_000;
 
 /// An invite that would be good for longer than this is none: no KeyPackage lives so long (X3).
 pub const INVITE_LIFETIME_MAX: Duration = Duration::from_secs(100 * 24 * 60 * 60);
-
-/// The askers, users and domains, whose claims of KeyPackages are counted at once; then the oldest counts are forgotten.
-pub const CLAIM_COUNTS_MAX: usize = 65_536;
 
 /// The most users and domains that one user may block (X5).
 pub const BLOCKS_PER_USER_MAX: u64 = 1_000;

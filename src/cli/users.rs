@@ -1,4 +1,4 @@
-//! `mimi-node users`: invitations and the list of users, beside a running node.
+//! `mimi-node users`: invitations, the list of users and their deletion, beside a running node.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UserUri};
 use crate::node::Config;
 use crate::node::init::stored_domain;
-use crate::service::accounts::invite;
+use crate::service::accounts::{delete, invite};
 use crate::storage::Storage;
 
 /// `mimi-node users …`.
@@ -35,6 +35,15 @@ pub(super) enum UsersCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Delete a user: its key and its clients are revoked, its queues and KeyPackages are gone. A running node acts on it within
+    /// seconds. The name can be invited again.
+    Delete {
+        /// The user's name within the domain, such as alice.
+        name: String,
+        /// The configuration file.
+        #[arg(long, default_value = "node.toml")]
+        config: PathBuf,
+    },
 }
 
 pub(super) async fn run(command: UsersCommand) -> Result<(), Fault> {
@@ -51,6 +60,14 @@ pub(super) async fn run(command: UsersCommand) -> Result<(), Fault> {
                 println!("{invitation}");
             }
             Ok(())
+        }
+        UsersCommand::Delete { name, config } => {
+            let config = Config::load(&config)?;
+            let user = UserUri::new(&config.domain, &name).with_context(|| format!("{name:?} cannot be a user's name"))?;
+            let storage = open(&config).await?;
+            let deleted = delete(&storage, &user).await?;
+            storage.close().await;
+            if deleted { Ok(()) } else { Err(Fault::new(format!("there is no user {user}"))) }
         }
         UsersCommand::List { config, json } => {
             let storage = open(&Config::load(&config)?).await?;

@@ -1,13 +1,15 @@
 //! Entering a group by oneself: with a further device, into an open group, anew after a loss, or after losing everything
 //! (S9, X4, X6).
 
+use std::sync::PoisonError;
+
 use tokio::time::{Instant, timeout_at};
 
 use super::core::Result;
 use super::error::ClientError;
 use super::joining::{JoinOutcome, MadeJoin};
 use super::outbox::Held;
-use super::state::{GroupStatus, JoinHow, Purpose};
+use super::state::{Group, GroupStatus, JoinHow, Purpose};
 use super::{Client, groups::is_settled};
 use crate::base::crypto::SigningKey;
 use crate::base::{Fault, GroupUri, limits};
@@ -36,6 +38,18 @@ impl Client {
     /// client does this by itself when messages were lost or a Commit could not be applied.
     pub async fn resync(&self, group: &GroupUri) -> Result<u64> {
         self.run_join(group, true, self.deadline()).await
+    }
+
+    /// Resyncs `group` if it cannot be followed as it is: what is asked of it then has a chance.
+    pub(super) async fn unstick(&self, group: &GroupUri, deadline: Instant) -> Result<()> {
+        let stuck = {
+            let group = group.to_string();
+            self.transact(move |core| Ok(core.state.groups.get(&group).is_some_and(is_behind))).await?
+        };
+        if stuck && self.shared.upkeep.unattended {
+            self.run_join(group, true, deadline).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn run_join(&self, group: &GroupUri, only_resync: bool, deadline: Instant) -> Result<u64> {
@@ -160,11 +174,29 @@ impl Client {
         }
     }
 
+    /// Stays in groups whose hub is about to remove this client, where it lets it: who was silent for too long, or had its queue
+    /// rejected, may come back (S12). One try for each; a hub that wants it gone refuses.
+    pub(super) async fn stay(&self, deadline: Instant) -> Result<()> {
+        let going: Vec<GroupUri> = self.transact(|core| Ok(core.going())).await?;
+        for group in going {
+            let first = self.shared.asked_to_stay.lock().unwrap_or_else(PoisonError::into_inner).insert(group.clone());
+            if !first || Instant::now() >= deadline {
+                continue;
+            }
+            match self.run_join(&group, true, deadline).await {
+                Err(error @ ClientError::Fault(_)) => return Err(error),
+                Err(error) => tracing::debug!(%group, %error, "this client is going to be removed"),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Resyncs every group that lost messages or could not be followed (X4). One after the other, as far as the time goes.
     pub(super) async fn resync_lost(&self, deadline: Instant) -> Result<()> {
         let lost: Vec<GroupUri> = self
             .transact(|core| {
-                let lost = core.state.groups.iter().filter(|(_, kept)| kept.lost || kept.status == GroupStatus::Stuck);
+                let lost = core.state.groups.iter().filter(|(_, kept)| is_behind(kept));
                 Ok(lost.filter_map(|(name, _)| name.parse().ok()).collect())
             })
             .await?;
@@ -184,4 +216,9 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Whether something of the group is missing here.
+fn is_behind(kept: &Group) -> bool {
+    kept.lost || kept.status == GroupStatus::Stuck
 }

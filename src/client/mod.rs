@@ -3,17 +3,22 @@
 //! | file | is |
 //! |---|---|
 //! | [`enrol`] | from an invitation to certificates, queue and KeyPackages |
+//! | `devices`, `pairing` | a user's further devices, backups, coming back, the account |
 //! | [`groups`] | what a user does: create, add, remove, update, send |
+//! | `external`, `joining` | external Commits: joining by oneself, resyncing |
+//! | `removals` | committing what hubs propose, leaving, declining, deleting |
 //! | [`listen`] | receiving, by asking or by being told |
-//! | `core`, `receive`, `outgoing` | the state machine: synchronous, one state write per step, no network |
+//! | `upkeep` | what is done in time without being asked |
+//! | `core`, `receive`, `welcome`, `outgoing` | the state machine: synchronous, one state write per step, no network |
 //! | `state`, [`history`], `log` | what is on disk |
-//! | `outbox`, `connection` | requests sent until answered, over a connection that mends itself |
+//! | `outbox`, `resume`, `connection` | requests sent until answered, over a connection that mends itself |
 //! | `mls`, `storage`, `seal`, `keys` | MLS and its storage, sealed queue information, KeyPackages |
 //!
 //! Nothing is sent before the state that made it is on disk, and nothing is acknowledged before the state that holds it is. A
 //! client that is killed at any moment and opened again sends what was unanswered, with the same request ids, and misses
 //! nothing.
 
+mod built;
 mod connection;
 mod core;
 mod devices;
@@ -33,14 +38,16 @@ mod outgoing;
 mod pairing;
 mod receive;
 mod removals;
+mod resume;
 mod seal;
 mod state;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod welcome;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,12 +58,13 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+pub use self::built::{BuiltCommit, ResolvedCommit};
 use self::connection::Node;
 use self::core::{Core, Result};
 pub use self::devices::{Device, Pairing, PairingAnswer, Rejoined};
 pub use self::error::ClientError;
 pub use self::event::Event;
-pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};
+pub use self::groups::SentMessage;
 pub use self::history::HistoryLine;
 pub use self::listen::Listener;
 use self::mls::{Leaf, Provider};
@@ -184,6 +192,8 @@ struct Shared {
     /// When this client is to commit what is pending in a group.
     covers: std::sync::Mutex<HashMap<GroupUri, Instant>>,
     covers_changed: Notify,
+    /// Groups whose hub was asked to let this client stay.
+    asked_to_stay: std::sync::Mutex<HashSet<GroupUri>>,
     /// Held during a round of chores.
     chores: Mutex<()>,
     /// Told when a listener's next round of chores should not wait.
@@ -297,6 +307,7 @@ impl Client {
                 upkeep: settings.upkeep,
                 covers: std::sync::Mutex::default(),
                 covers_changed: Notify::new(),
+                asked_to_stay: std::sync::Mutex::default(),
                 chores: Mutex::default(),
                 chores_due: Notify::new(),
                 key_packages_used: AtomicBool::new(true),

@@ -44,6 +44,14 @@ impl Core {
         groups.map(|(group, mls)| (group.clone(), mls.members().count())).collect()
     }
 
+    /// The groups that this client is about to be removed from without having asked for it. Where another client of this name is,
+    /// it has taken this one's place.
+    pub(super) fn going(&self) -> Vec<GroupUri> {
+        let is_replaced = |group: &GroupUri| self.members_now(group).iter().filter(|client| **client == self.me).count() > 1;
+        let going = self.groups.keys().filter(|group| self.member_of(group).is_ok() && self.is_going(group));
+        going.filter(|group| !is_replaced(group)).cloned().collect()
+    }
+
     /// `leave_group` as the member that this client is.
     fn leave_request(&self, group: &GroupUri) -> Result<Service> {
         let index = match self.groups.get(group) {

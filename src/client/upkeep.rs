@@ -162,6 +162,7 @@ impl Client {
         let soon = || Instant::now() + limits::CLIENT_CHORES_TIMEOUT;
         if self.shared.upkeep.unattended {
             self.resync_lost(soon()).await?;
+            self.stay(soon()).await?;
         }
         if self.transact(|core| Ok(core.state.account.rejoin)).await? {
             match self.rejoin_by(soon()).await {

@@ -6,7 +6,7 @@ use super::credentials::{identify, identify_all, queue_of};
 use super::{GroupState, Hub, Member, QueueAddress, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, UserUri};
-use crate::identity::ClientIdentity;
+use crate::identity::{ClientIdentity, RevokedKeys};
 use crate::mls::StagedUpdate;
 use crate::wire::{ErrorCode, Rejection};
 
@@ -76,9 +76,9 @@ pub(super) fn updated(hub: &Hub<'_>, state: &GroupState, staged: &StagedUpdate) 
 /// Whether a credential that was checked when its leaf came in (R8) is neither past its end nor revoked since. What is not gets the
 /// whole check, and its answer. It is most of what a Commit costs in a small group.
 fn is_still_good(hub: &Hub<'_>, member: &Member) -> bool {
+    let is_revoked = |keys: &RevokedKeys| keys.contains(&member.user_key_hash) || keys.contains(&member.client_key_hash());
     let revoked = hub.revoked.get(member.client.domain());
-    member.not_after_ms >= hub.now.0
-        && !revoked.is_some_and(|keys| keys.contains(&member.user_key_hash) || keys.contains(&member.client_key_hash()))
+    member.not_after_ms >= hub.now.0 && revoked.is_some_and(|keys| keys.is_fresh(hub.now) && !is_revoked(keys))
 }
 
 /// DS-025 (R8): keys and certificates of a leaf may be renewed, its client may not change.

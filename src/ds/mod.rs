@@ -99,7 +99,7 @@ impl From<Fault> for Refusal {
 /// What became of a request that was not refused.
 pub enum Decision {
     /// To be written.
-    Outcome(Outcome),
+    Outcome(Box<Outcome>),
     /// To be written, and merged into the tree afterwards.
     Commit(Box<Accepted>),
     /// Nothing to write: the answer is the tree of this epoch.
@@ -148,11 +148,11 @@ pub fn decide(
         }
         (None, DsRequest::Propose(body)) => {
             let tree = tree.ok_or_else(without_tree)?;
-            Decision::Outcome(proposal::decide(hub, state, tree, sender, body)?)
+            Decision::Outcome(Box::new(proposal::decide(hub, state, tree, sender, body)?))
         }
-        (None, DsRequest::UpdateQueueInfo(body)) => Decision::Outcome(queue_info::decide(state, sender, body)?),
-        (None, DsRequest::SendMessage(body)) => Decision::Outcome(message::decide(hub, state, sender, body)?),
-        (None, DsRequest::LeaveGroup(_)) => Decision::Outcome(leave::decide(hub, state, sender)?),
+        (None, DsRequest::UpdateQueueInfo(body)) => Decision::Outcome(Box::new(queue_info::decide(state, sender, body)?)),
+        (None, DsRequest::SendMessage(body)) => Decision::Outcome(Box::new(message::decide(hub, state, sender, body)?)),
+        (None, DsRequest::LeaveGroup(_)) => Decision::Outcome(Box::new(leave::decide(hub, state, sender)?)),
         (None, DsRequest::WelcomeInfo(body)) => Decision::WelcomeInfo { epoch: join::welcome_info(state, sender, body)? },
         (None, DsRequest::ExternalCommitInfo(_)) => {
             join::external_commit_info(state, sender)?;

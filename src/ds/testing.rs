@@ -127,7 +127,7 @@ impl TestHub {
         match self.decide(request, through)? {
             Decision::Outcome(mut outcome) => {
                 self.apply(&mut outcome);
-                Ok(outcome)
+                Ok(*outcome)
             }
             Decision::Commit(accepted) => {
                 let Accepted { mut outcome, update } = *accepted;

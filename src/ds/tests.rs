@@ -5,6 +5,7 @@ mod context;
 mod external;
 mod proposals;
 mod removals;
+mod renewals;
 mod senders;
 
 use super::testing::{TestHub, ds_message};

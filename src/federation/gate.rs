@@ -140,7 +140,7 @@ impl Gate {
             GateState::BackingOff { until } if now < until => Verdict::Wait(until, self.reason()),
             GateState::Probing => {
                 // The attempt before was lost without a report; that is no change.
-                self.since = now;
+                (self.since, self.cut_short) = (now, None);
                 Verdict::Try
             }
             GateState::BackingOff { .. } => {
@@ -203,16 +203,17 @@ impl Gate {
 
     /// An attempt was given up without an outcome: the next one need not wait for it.
     pub fn abandoned(&mut self, now: Instant) {
+        self.cut_short = None;
         if self.state == GateState::Probing {
             self.change(GateState::BackingOff { until: now }, now, "the try was abandoned", Loudness::Detail);
         }
     }
 
-    /// The peer has connected to us: if we are backing off from it, one attempt may be made at once, at most every
-    /// [`limits::INBOUND_PROBE_INTERVAL`], and nothing more. When true, the caller makes it and reports.
+    /// The peer has connected to us: if it failed before and nobody has tried since, one attempt is to be made at once, at most
+    /// every [`limits::INBOUND_PROBE_INTERVAL`], and nothing more. When true, the caller makes it and reports.
     pub fn inbound_contact(&mut self, now: Instant) -> bool {
         let GateState::BackingOff { until } = self.state else { return false };
-        if now >= until || self.last_contact_probe.is_some_and(|last| now < last + limits::INBOUND_PROBE_INTERVAL) {
+        if self.last_contact_probe.is_some_and(|last| now < last + limits::INBOUND_PROBE_INTERVAL) {
             return false;
         }
         self.last_contact_probe = Some(now);
@@ -372,8 +373,9 @@ mod tests {
         let (mut gate, now) = gate();
         assert!(!gate.inbound_contact(now));
         let until = fails(&mut gate, now);
-        assert!(!gate.inbound_contact(until), "it may be tried anyway");
-        assert!(gate.inbound_contact(now), "the earlier contact was not counted");
+        assert!(gate.inbound_contact(until), "the earlier contact was not counted, and nobody else may want anything of it");
+        let again = fails(&mut gate, until);
+        assert!(again > until, "its back-off was over");
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! Who gets KeyPackages, and which (R7, R8, X5).
 
-use std::collections::HashMap;
-use std::time::Duration;
-
-use crate::base::limits::{CLAIM_COUNTS_MAX, Limits};
+use crate::base::limits::{Limits, RATE_KEYS_MAX};
+use crate::base::rate::{Rate, RateLimiter};
 use crate::base::rule::{answer, on};
 use crate::base::{Domain, UnixMillis, UserUri};
 use crate::identity::RevokedKeys;
@@ -11,9 +9,6 @@ use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_c
 use crate::mls::CIPHERSUITE;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::{ClientRequest, ErrorCode, Rejection};
-
-/// In how long a time claims are counted.
-const COUNTED: Duration = Duration::from_secs(60 * 60);
 
 /// The chain of the asking client, if it says that it is of the domain `through` that the request came through. Looked at
 /// before anything is validated: only the authenticated domain itself makes us fetch its roots.
@@ -99,68 +94,40 @@ pub fn choose(candidates: Vec<Candidate>, blocked: bool) -> Result<Vec<Candidate
     if on("QS-034") && chosen.is_empty() { Err(ErrorCode::UnknownUser.into()) } else { Ok(chosen) }
 }
 
-/// How many KeyPackages were claimed lately, by whom. Kept in memory: a restart forgives.
-#[derive(Debug, Default)]
-pub struct ClaimCounts(HashMap<String, Count>);
-
-#[derive(Clone, Copy, Debug)]
-struct Count {
-    since: UnixMillis,
-    claims: u32,
+/// How often KeyPackages may be claimed, and were lately. Kept in memory: a restart forgives.
+#[derive(Debug)]
+pub struct ClaimRates {
+    users: RateLimiter<UserUri>,
+    domains: RateLimiter<Domain>,
 }
 
-impl ClaimCounts {
-    /// Counts a claim of `asker` at the node of `domain`, or refuses it and says when to come back.
-    pub fn take(&mut self, asker: &UserUri, domain: &Domain, limits: &Limits, now: UnixMillis) -> Result<(), Rejection> {
-        let user = (asker.to_string(), limits.claims_per_hour_max);
-        // Our own users are known one by one; another domain can have as many as it likes.
-        let foreign = (asker.domain() != domain).then(|| (asker.domain().to_string(), limits.claims_per_domain_per_hour_max));
-        let counted: Vec<(String, u32)> = std::iter::once(user).chain(foreign).collect();
-        // QS-035 (R7): one user, and all of another domain together, claim at most so many in an hour.
-        for (name, most) in &counted {
-            if on("QS-035")
-                && let Some(count) = self.0.get(name)
-                && count.is_current(now)
-                && count.claims >= *most
-            {
-                let retry_after = count.since.plus(COUNTED).0.saturating_sub(now.0);
-                return Err(Rejection::rate_limited(Duration::from_millis(retry_after)));
-            }
+impl ClaimRates {
+    /// The rates that the limits name.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            users: RateLimiter::new(Rate::per_hour(limits.claims_per_hour_max), RATE_KEYS_MAX),
+            domains: RateLimiter::new(Rate::per_hour(limits.claims_per_domain_per_hour_max), RATE_KEYS_MAX),
         }
-        self.make_room(now);
-        for (name, _) in counted {
-            let count = self.0.entry(name).or_insert(Count { since: now, claims: 0 });
-            if !count.is_current(now) {
-                *count = Count { since: now, claims: 0 };
+    }
+
+    /// Counts a claim of `asker` at the node of `domain`, or refuses it and says when to come back. Our own users are known one by
+    /// one; another domain can have as many as it likes, and is counted as a whole, too.
+    pub fn take(&mut self, asker: &UserUri, domain: &Domain, now: UnixMillis) -> Result<(), Rejection> {
+        // QS-035 (R7): one user, and all of another domain together, claim at most so many in an hour.
+        if on("QS-035") {
+            self.users.take(asker, now).map_err(Rejection::rate_limited)?;
+            if asker.domain() != domain {
+                self.domains.take(asker.domain(), now).map_err(Rejection::rate_limited)?;
             }
-            count.claims = count.claims.saturating_add(1);
         }
         Ok(())
-    }
-
-    fn make_room(&mut self, now: UnixMillis) {
-        if self.0.len() + 2 <= CLAIM_COUNTS_MAX {
-            return;
-        }
-        self.0.retain(|_, count| count.is_current(now));
-        if self.0.len() + 2 > CLAIM_COUNTS_MAX {
-            // More askers than can be counted: the older half is forgotten.
-            let mut times: Vec<UnixMillis> = self.0.values().map(|count| count.since).collect();
-            times.sort_unstable();
-            let middle = times.get(times.len() / 2).copied().unwrap_or(now);
-            self.0.retain(|_, count| count.since > middle);
-        }
-    }
-}
-
-impl Count {
-    fn is_current(&self, now: UnixMillis) -> bool {
-        now < self.since.plus(COUNTED)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::base::crypto::SigningKey;
     use crate::base::ids::RequestId;
@@ -254,21 +221,21 @@ mod tests {
     #[test]
     fn claims_are_counted_by_user_and_by_domain() {
         let limits = Limits { claims_per_hour_max: 2, claims_per_domain_per_hour_max: 3, ..Limits::default() };
-        let (a, mut counts) = (domain("a.test"), ClaimCounts::default());
+        let (a, mut rates) = (domain("a.test"), ClaimRates::new(&limits));
         let user = |name: &str| name.parse::<UserUri>().expect("a user");
         let (bob, ben, anna) = (user("mimi://b.test/u/bob"), user("mimi://b.test/u/ben"), user("mimi://a.test/u/anna"));
-        let start = UnixMillis(1_000);
+        let start = UnixMillis(1_700_000_000_000);
         for _ in 0..2 {
-            assert_eq!(counts.take(&bob, &a, &limits, start), Ok(()));
+            assert_eq!(rates.take(&bob, &a, start), Ok(()));
         }
         let later = start.plus(Duration::from_secs(60));
-        let refused = counts.take(&bob, &a, &limits, later).expect_err("refused");
-        assert_eq!(refused, Rejection::rate_limited(Duration::from_secs(59 * 60)), "and told when to come back");
-        assert_eq!(counts.take(&ben, &a, &limits, later), Ok(()));
-        assert_eq!(counts.take(&ben, &a, &limits, later).expect_err("refused").code, ErrorCode::RateLimited, "of the domain");
+        let refused = rates.take(&bob, &a, later).expect_err("refused");
+        assert_eq!(refused, Rejection::rate_limited(Duration::from_secs(29 * 60)), "and told when to come back");
+        assert_eq!(rates.take(&ben, &a, later), Ok(()));
+        assert_eq!(rates.take(&ben, &a, later).expect_err("refused").code, ErrorCode::RateLimited, "of the domain");
         for _ in 0..2 {
-            assert_eq!(counts.take(&anna, &a, &limits, later), Ok(()), "another's domain does not count");
+            assert_eq!(rates.take(&anna, &a, later), Ok(()), "another's domain does not count");
         }
-        assert_eq!(counts.take(&bob, &a, &limits, start.plus(COUNTED)), Ok(()), "an hour is over");
+        assert_eq!(rates.take(&bob, &a, start.plus(Duration::from_secs(60 * 60))), Ok(()), "an hour is over");
     }
 }

@@ -5,6 +5,7 @@ use crate::accounts::requests::{
     authenticate, blocked_name, check_account, check_client, check_enrol, check_invited, client_to_revoke,
 };
 use crate::accounts::{hash_token, new_token};
+use crate::base::ids::RequestId;
 use crate::base::limits::INVITATION_LIFETIME;
 use crate::base::{Context as _, Fault, UnixMillis, UserUri};
 use crate::identity::{ClientIdentity, UserIdentity};
@@ -28,6 +29,7 @@ impl Service {
         }
         let now = UnixMillis::now();
         let user = self.signed_by_user(request, &message.certificates, now)?;
+        self.count_request(&user.public_key, now)?;
         let key = RequestKey::new(&user.public_key, request.content.request_id, request.content.digest());
         // A repeat is answered even when the first try ended the account.
         if let Some(response) = self.stored_answer(&key, now).await? {
@@ -204,6 +206,15 @@ impl Service {
         }
     }
 
+    /// What an operator's command revoked beside this node is noticed.
+    pub(super) async fn notice_revocations(self: &std::sync::Arc<Self>) -> Result<(), Fault> {
+        let known = self.directory.known_status(&self.domain).map_or(0, |known| known.version);
+        if self.storage.revoked_version().await? > known {
+            self.status_changed().await;
+        }
+        Ok(())
+    }
+
     /// Keys of this domain were revoked, and that is on disk: decisions know it from now on, and what revoked clients have open
     /// ends. A failure here takes nothing back: the next start reads the list anew.
     pub(super) async fn status_changed(self: &std::sync::Arc<Self>) {
@@ -221,4 +232,22 @@ pub async fn invite(storage: &Storage, user: &UserUri, tls_ca_spki_hash: [u8; 32
     let expires_at = UnixMillis::now().plus(INVITATION_LIFETIME);
     storage.write(Invite { token_hash: hash_token(&token), user: user.clone(), expires_at }).await?;
     Ok(Invitation { domain: user.domain().clone(), token, tls_ca_spki_hash })
+}
+
+/// Deletes a user, as the operator: as [`AccountsRequest::DeleteUser`] does. A node that runs beside this notices. `false` when
+/// there is no such user.
+pub async fn delete(storage: &Storage, user: &UserUri) -> Result<bool, Fault> {
+    let Some(user_key_hash) = storage.enrolled_key_hash(user).await? else { return Ok(false) };
+    let now = UnixMillis::now();
+    let delete = DeleteUser {
+        // Nobody asks for the answer.
+        key: RequestKey::new(b"operator", RequestId::random(), [0; 32]),
+        response: Vec::new(),
+        answer_expires_at: now,
+        user: user.clone(),
+        user_key_hash,
+        now,
+    };
+    storage.write(delete).await?;
+    Ok(true)
 }

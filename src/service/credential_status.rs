@@ -20,7 +20,7 @@ use crate::identity::RevokedKeys;
 use crate::storage::groups::LeavesBy;
 use crate::storage::status::{KeepStatus, StatusApplied, StatusPushed, StoredStatus};
 use crate::wire::peer::{CredentialStatus, CredentialStatusRequest, PeerRequest, PeerResponse};
-use crate::wire::{ErrorCode, Opaque, Rejection, decode, encode};
+use crate::wire::{ErrorCode, Opaque, decode, encode};
 
 /// Tells the worker that there is something to do.
 #[derive(Default)]
@@ -163,6 +163,9 @@ impl Service {
                 _ = shutdown.wait_for(|stop| *stop) => return,
             }
             let round = async {
+                if let Err(fault) = self.notice_revocations().await {
+                    tracing::error!("our own revoked keys could not be read: {fault}");
+                }
                 if let Err(fault) = self.apply_statuses().await {
                     self.status_work.unapplied.store(true, Ordering::Release);
                     tracing::error!("revoked keys could not be applied to the groups here: {fault}");
@@ -282,7 +285,7 @@ impl Service {
     pub(super) async fn answer_status_push(&self, domain: &Domain, status: &CredentialStatus) -> PeerResponse {
         match self.take_status(domain, status).await {
             Ok(()) => PeerResponse::Done,
-            Err(failure) => PeerResponse::Error(Rejection::from(failure.into_rejection())),
+            Err(failure) => PeerResponse::Error(failure.into_rejection()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::groups::{HeldGroup, HotGroup, HotTree};
+use super::groups::{HeldGroup, HotGroup, HotTree, off_the_runtime};
 use super::recipients::{Addressed, Wake};
 use super::{Failure, Service};
 use crate::base::limits::{DECISIONS_MAX, GROUP_LOG_RECORDS_MAX};
@@ -180,7 +180,7 @@ impl Service {
         match decided {
             Decision::WelcomeInfo { epoch } => self.welcome_info(&group, &uri, epoch).await.map(Tried::Answered),
             Decision::ExternalCommitInfo => self.external_commit_info(&mut group, &uri).await.map(Tried::Answered),
-            Decision::Outcome(outcome) => self.accept(group, key, outcome, None, now).await,
+            Decision::Outcome(outcome) => self.accept(group, key, *outcome, None, now).await,
             Decision::Commit(accepted) => {
                 let ds::commit::Accepted { outcome, update } = *accepted;
                 self.accept(group, key, outcome, Some(update), now).await
@@ -206,7 +206,9 @@ impl Service {
         }
         let HotGroup { state, tree } = group;
         let state = state.as_ref().context("a loaded group has no state")?;
-        let decision = ds::decide(hub, state, tree.as_mut().map(|hot| &mut hot.tree), sender, message)?;
+        let tree = tree.as_mut().map(|hot| &mut hot.tree);
+        let leaves = if ds::needs_tree(&message.request) { state.members.len() } else { 0 };
+        let decision = off_the_runtime(leaves, || ds::decide(hub, state, tree, sender, message))?;
         self.check_groups_per_user(state, &decision).await?;
         self.check_external_commits(hub, state, &decision)?;
         Ok(decision)
@@ -336,7 +338,8 @@ impl Service {
 
     /// Memory follows the disk. Whatever fails here, the request itself was accepted.
     pub(super) async fn apply(self: &Arc<Self>, group: &mut HotGroup, change: StateChange, update: Option<StagedUpdate>) {
-        match apply_in_memory(group, change, update) {
+        let leaves = if update.is_some() { change.set.len().max(group.leaves()) } else { 0 };
+        match off_the_runtime(leaves, || apply_in_memory(group, change, update)) {
             // A snapshot only makes the log shorter: nothing waits for it, and the writer reports a failure.
             Ok(Some(snapshot)) => drop(self.storage.queue_write(snapshot).await),
             Ok(None) => {}

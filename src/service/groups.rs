@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 
+use crate::base::limits::HEAVY_GROUP_LEAVES;
 use crate::base::{Fault, GroupUri};
 use crate::ds::GroupState;
 use crate::mls::Tree;
@@ -51,6 +52,11 @@ impl HotGroup {
         *self = Self::default();
     }
 
+    /// How many leaves it has, as far as it is loaded.
+    pub(super) fn leaves(&self) -> usize {
+        self.state.as_ref().map_or(0, |state| state.members.len())
+    }
+
     /// About how much memory it takes, in octets. Costs nothing to ask, whatever the group's size.
     fn octets(&self) -> usize {
         let state = self.state.as_ref().map_or(0, GroupState::octets);
@@ -61,6 +67,16 @@ impl HotGroup {
 
 /// What a group's place in memory takes, with nothing in it: its name three times, a lock, entries of two maps.
 const PLACE_OCTETS: usize = 1_024;
+
+/// Does MLS work that takes time in proportion to a group of so many leaves. In a large one that is milliseconds, in which other
+/// requests must not wait for this thread: the runtime's other tasks go on elsewhere meanwhile.
+pub(super) fn off_the_runtime<T>(leaves: usize, work: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    match runtime {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) if leaves >= HEAVY_GROUP_LEAVES => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
 
 /// The groups in memory. They take about as much as the budget says, and what is in use at the moment on top; the least recently
 /// used ones go first. A group that is gone from here is read from the database when it is asked for again.
@@ -287,6 +303,18 @@ mod tests {
         assert_eq!(groups.sizes().0, 1);
         drop(groups.slot(&uri(1)).lock().await);
         assert_eq!(groups.sizes(), (0, 0));
+    }
+
+    // Shows: on a runtime of one worker, another task goes on while a large group's work lasts; without that it would never end.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn the_work_of_a_large_group_holds_nobody_up() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let work = tokio::spawn(async move {
+            tokio::spawn(async move { sender.send(7).expect("somebody listens") });
+            off_the_runtime(HEAVY_GROUP_LEAVES, || receiver.recv_timeout(std::time::Duration::from_secs(60)).ok())
+        });
+        assert_eq!(work.await.expect("it ends"), Some(7));
+        assert_eq!(off_the_runtime(1, || 8), 8);
     }
 
     #[tokio::test]

@@ -3,11 +3,11 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Failure, Service};
-use crate::base::limits::KEY_PACKAGE_REMAINING_MIN;
+use crate::base::limits::{KEY_PACKAGE_REMAINING_MIN, Limits};
 use crate::base::{Context as _, Domain, UnixMillis};
 use crate::identity::ClientIdentity;
 use crate::identity::revoked::key_hash;
-use crate::qs::claims::{ClaimCounts, authenticate, check_asked, claimed_chain, claimed_user};
+use crate::qs::claims::{ClaimRates, authenticate, check_asked, claimed_chain, claimed_user};
 use crate::qs::key_packages::{Publication, check_queues};
 use crate::storage::answers::RequestKey;
 use crate::storage::key_packages::{ClaimKeyPackages, Claimed, PublishKeyPackages, Published};
@@ -17,9 +17,15 @@ use crate::wire::keys::{
 };
 use crate::wire::{ClientRequest, ErrorCode, Reply};
 
-/// How many KeyPackages were claimed lately.
-#[derive(Default)]
-pub(super) struct Claims(Mutex<ClaimCounts>);
+/// How often KeyPackages may be claimed.
+pub(super) struct Claims(Mutex<ClaimRates>);
+
+impl Claims {
+    /// The rates that the limits name.
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self(Mutex::new(ClaimRates::new(limits)))
+    }
+}
 
 impl Service {
     /// Answers a request about KeyPackages. `through`: the authenticated domain that the request came through.
@@ -35,6 +41,7 @@ impl Service {
         let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
         let of_domain = (roots.get(through).map(AsRef::as_ref), revoked.get(through).map(AsRef::as_ref));
         let asker = authenticate(request, &chain, of_domain.0, of_domain.1, now)?;
+        self.count_request(&asker.public_key, now)?;
         let key = RequestKey::new(&asker.public_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(response);
@@ -103,7 +110,7 @@ impl Service {
     ) -> Result<Vec<u8>, Failure> {
         let user = claimed_user(body, &self.domain)?;
         // Before it is known whether there is anything to give: who tries names one after the other is slowed down, too.
-        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).take(&asker.user, &self.domain, &self.limits, now)?;
+        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).take(&asker.user, &self.domain, now)?;
         let claim = ClaimKeyPackages {
             key,
             answer_expires_at: Self::answer_expiry(now),

@@ -138,6 +138,7 @@ impl Service {
         limits: Limits,
         shutdown: watch::Receiver<bool>,
     ) -> Result<Arc<Self>, Fault> {
+        let claims = Claims::new(&limits);
         let rates = RequestRates::new(&limits);
         let directory = Directory::load(&domain, &keys, &storage).await?;
         Ok(Arc::new(Self {
@@ -153,7 +154,7 @@ impl Service {
             rejections: Rejections::default(),
             rates,
             status_work: StatusWork::at_start(),
-            claims: Claims::default(),
+            claims,
             lanes: LaneWorkers::default(),
             shutdown,
         }))

@@ -8,6 +8,7 @@ use quinn::SendStream;
 use super::{Failure, Service};
 use crate::base::ids::QueueId;
 use crate::base::limits::{AGED_ENTRIES_AT_ONCE_MAX, AGED_QUEUES_AT_ONCE_MAX, FETCH_ENTRIES_MAX, FORGET_AT_ONCE_MAX};
+use crate::base::rule::on;
 use crate::base::{Fault, UnixMillis};
 use crate::identity::ClientIdentity;
 use crate::identity::chain::validate_client_chain;
@@ -16,13 +17,13 @@ use crate::qs::owner::{check_create, check_owner, check_retire, check_sender, ch
 use crate::storage::answers::RequestKey;
 use crate::storage::housekeeping::ForgetExpired;
 use crate::storage::queues::{
-    AckEntries, AgeEntries, ChangeGeneration, CreateQueue, Created, DeleteQueue, Generation, GenerationChanged, Queue,
+    AckEntries, AgeEntries, ChangeGeneration, CreateQueue, Created, DeleteQueue, Generation, GenerationChanged,
 };
 use crate::transport::CloseCode;
 use crate::transport::frame::write_frame;
 use crate::wire::qs::{CreateQueue as CreateQueueBody, FetchEntries, QsMessage, QsRequest, QsSender, UserOfQueue};
 use crate::wire::reply::QueueCreated;
-use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Reply};
+use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
 
 /// The generation that a new queue begins with (X3).
 const FIRST_GENERATION: u32 = 1;
@@ -55,6 +56,7 @@ impl Service {
     ) -> Result<Vec<u8>, Failure> {
         let signer = self.own_client(chain, now)?;
         check_create(request, &signer, &client.client, body)?;
+        self.count_request(&signer.public_key, now)?;
         let key = RequestKey::new(&signer.public_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(response);
@@ -127,6 +129,7 @@ impl Service {
             return self.stored_answer(&key_of(&owner.owner_key), now).await?.ok_or(ErrorCode::UnknownQueue.into());
         };
         check_owner(request, Some(&queue), &client.client)?;
+        self.count_request(&queue.owner.owner_key, now)?;
         let key = key_of(&queue.owner.owner_key);
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(response);
@@ -164,6 +167,7 @@ impl Service {
     /// A deletion that the user key signs.
     async fn delete_by_user(&self, request: &ClientRequest, of: &UserOfQueue, now: UnixMillis) -> Result<Vec<u8>, Failure> {
         let user = self.signed_by_user(request, &of.certificates, now)?;
+        self.count_request(&user.public_key, now)?;
         let key = RequestKey::new(&user.public_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {
             return Ok(response);
@@ -188,18 +192,25 @@ impl Service {
         }
     }
 
-    /// The queue, if its owner signed the request, now (QS-022).
+    /// Whether the queue's owner signed the request, now (QS-022).
     async fn owned_queue(
         &self,
         request: &ClientRequest,
         queue_id: QueueId,
         client: &ClientIdentity,
         now: UnixMillis,
-    ) -> Result<Queue, Failure> {
+    ) -> Result<(), Failure> {
         let queue = self.storage.queue(queue_id).await?;
-        check_owner(request, queue.as_ref(), &client.client)?;
-        Self::check_time(&request.content, now)?;
-        Ok(queue.ok_or(ErrorCode::UnknownQueue)?)
+        let queue = queue.as_ref();
+        let owner = &check_owner(request, queue, &client.client)?.owner;
+        self.count_request(&owner.owner_key, now)?;
+        Ok(Self::check_time(&request.content, now)?)
+    }
+
+    /// Counts a request that was verified with `key`.
+    pub(super) fn count_request(&self, key: &[u8], now: UnixMillis) -> Result<(), Rejection> {
+        // QS-027: a client asks about queues, KeyPackages and its account so often and no more.
+        if on("QS-027") { self.rates.count_client(key, now) } else { Ok(()) }
     }
 
     async fn fetch(&self, queue_id: QueueId, body: &FetchEntries) -> Result<Reply, Failure> {

@@ -176,6 +176,14 @@ async fn revoke(connection: &mut Connection, key_hash: &[u8], now: UnixMillis) -
 }
 
 impl Storage {
+    /// The number of this state of the list of revoked keys; 0 while it is empty.
+    pub async fn revoked_version(&self) -> Result<u64, Fault> {
+        let failed = "could not read the version of the revoked keys";
+        let statement = "SELECT COALESCE(MAX(version), 0) AS version FROM revoked_keys";
+        let row = sqlx::query(statement).fetch_one(self.readers()).await.context(failed)?;
+        Ok(unsigned(row.try_get("version").context(failed)?))
+    }
+
     /// Every revoked key of this domain, by its hash, and the number of this state of the list (X1): it grows with each key.
     pub async fn revoked_keys(&self) -> Result<(u64, Vec<[u8; 32]>), Fault> {
         let failed = "could not read the revoked keys";

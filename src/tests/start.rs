@@ -104,7 +104,7 @@ fn start(config: &Path) -> (u128, Vec<Statement>) {
     serde_json::from_str(&line.unwrap_or_else(|| panic!("{said}"))).expect("what it printed")
 }
 
-/// Groups of two members as storage would have them, numbered up to `count`.
+/// Groups of one member as storage would have them, numbered up to `count`.
 async fn fill(connection: &mut SqliteConnection, count: u32) {
     let now = UnixMillis::now();
     let member = Member {
@@ -126,14 +126,12 @@ async fn fill(connection: &mut SqliteConnection, count: u32) {
         let query = sqlx::query(AssertSqlSafe(statement)).bind(count).bind(Head::default().to_record().expect("encodes"));
         query.execute(&mut *connection).await.expect("filled");
     }
-    for leaf in 0..2 {
-        let statement = format!(
-            "INSERT INTO group_members (group_id, leaf_index, record, user_uri, client_key, user_key, heard_at_ms, expires_at_ms) \
-             {numbers} SELECT {id}, $2, $3, 'mimi://a.test/u/user' || (n % 1000), randomblob(32), randomblob(32), $4, $5 FROM numbers"
-        );
-        let query = sqlx::query(AssertSqlSafe(statement)).bind(count).bind(leaf).bind(member.to_record().expect("encodes"));
-        query.bind(now.0 as i64).bind(i64::MAX).execute(&mut *connection).await.expect("filled");
-    }
+    let statement = format!(
+        "INSERT INTO group_members (group_id, leaf_index, record, user_uri, client_key, user_key, heard_at_ms, expires_at_ms) \
+         {numbers} SELECT {id}, 0, $2, 'mimi://a.test/u/user' || (n % 1000), randomblob(32), randomblob(32), $3, $4 FROM numbers"
+    );
+    let query = sqlx::query(AssertSqlSafe(statement)).bind(count).bind(member.to_record().expect("encodes"));
+    query.bind(now.0 as i64).bind(i64::MAX).execute(&mut *connection).await.expect("filled");
 }
 
 // Shows: statements and the rows they give are the same when a node with 10 groups starts and when one with 100,000 does, and none
@@ -167,6 +165,8 @@ async fn a_start_reads_the_same_for_10_and_for_100_000_groups() {
             }
         }
         let mut statements = statements;
+        // One for each connection: how many of those the readers open so early is a matter of timing, not of groups.
+        statements.retain(|(statement, _)| !statement.starts_with("PRAGMA"));
         statements.sort();
         starts.push(statements);
     }

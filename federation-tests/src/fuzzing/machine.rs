@@ -12,9 +12,10 @@ use mimi_node::base::crypto::sha256;
 use mimi_node::base::{Domain, UnixMillis};
 use mimi_node::ds::removal::{self, Cause};
 use mimi_node::ds::{Decision, Outcome, Refusal};
+use mimi_node::identity::key_hash;
 use mimi_node::mls::Tree;
 use mimi_node::wire::ds::{
-    ClientQueueConfig, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupOnly, Propose, SendMessage, UpdateQueueInfo,
+    ClientQueueConfig, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupJoin, GroupOnly, Propose, SendMessage, UpdateQueueInfo,
     WelcomeInfo,
 };
 use mimi_node::wire::{List, Opaque, Reply, encode};
@@ -24,7 +25,8 @@ use rand_chacha::ChaCha20Rng;
 use crate::hub::{Device, LocalGroup, Realm, further_device};
 use crate::people::update_of;
 use crate::synth::{
-    CONTENT_TYPE_APPLICATION, CONTENT_TYPE_PROPOSAL, Change, Extension, Forged, KeyPackage, SynthError, SynthGroup,
+    CONTENT_TYPE_APPLICATION, CONTENT_TYPE_PROPOSAL, Capabilities, Change, Extension, Forged, KeyPackage, Proposal, SynthError,
+    SynthGroup,
 };
 
 /// The requests of one run: enough for a group to come, grow and go.
@@ -74,12 +76,24 @@ struct Machine<'a> {
     forged: SynthGroup,
     /// The group as the hub has it.
     group: LocalGroup,
+    /// Members' proposals of this epoch that the hub has taken.
+    proposed: Vec<Proposal>,
 }
 
 /// A request and, if it is a Commit, the group of its maker.
 struct Asked {
     request: DsRequest,
     after: Option<SynthGroup>,
+    /// What Commits may cover if the request is accepted.
+    proposal: Option<Proposal>,
+    /// Who asks by its user key, instead of a leaf.
+    user: Option<&'static Device>,
+}
+
+impl From<DsRequest> for Asked {
+    fn from(request: DsRequest) -> Self {
+        Self { request, after: None, proposal: None, user: None }
+    }
 }
 
 /// Runs the machine.
@@ -87,7 +101,7 @@ pub(super) fn delivery_service(octets: &[u8]) {
     let (realm, devices) = &*CAST;
     let (now, mut rng) = (UnixMillis::now(), ChaCha20Rng::seed_from_u64(2));
     let (forged, group) = realm.group(&devices[0], now, &mut rng).expect("a group");
-    let mut machine = Machine { input: Input(octets), now, rng, forged, group };
+    let mut machine = Machine { input: Input(octets), now, rng, forged, group, proposed: Vec::new() };
     for _ in 0..STEPS_MAX {
         if machine.input.0.is_empty() {
             break;
@@ -101,7 +115,7 @@ pub(super) fn delivery_service(octets: &[u8]) {
 impl Machine<'_> {
     fn step(&mut self) {
         let (what, who) = (self.input.octet(), self.input.octet());
-        match what % 20 {
+        match what % 24 {
             17 => self.time_passes(who),
             18 => self.wants_removed(who),
             19 => self.is_heard_of(who),
@@ -141,7 +155,18 @@ impl Machine<'_> {
         (0..8).filter(|bit| mask >> bit & 1 == 1).collect()
     }
 
-    fn commit(&mut self, leaf: u32, change: Change) -> Result<(Forged, SynthGroup), SynthError> {
+    /// Forges a Commit. It covers what is pending, but where the input says otherwise.
+    fn commit(&mut self, leaf: u32, mut change: Change) -> Result<(Forged, SynthGroup), SynthError> {
+        let uncovered = self.input.octet();
+        if uncovered & 1 == 0 {
+            let removes = self.group.state.head.pending_removes();
+            change.cover.extend(removes.map(|(target, message)| Proposal::external_remove(message, target)));
+            let covered: Vec<u32> = self.group.state.head.pending_removes().map(|(target, _)| target).collect();
+            change.remove.retain(|leaf| !covered.contains(leaf));
+        }
+        if uncovered & 2 == 0 {
+            change.cover.extend(self.proposed.iter().cloned());
+        }
         let mut after = self.forged.clone();
         let forged = after.commit(leaf, change)?;
         Ok((forged, after))
@@ -168,11 +193,17 @@ impl Machine<'_> {
                 }
                 Change { extensions: Some(extensions), ..Change::default() }
             }
-            _ => return Ok(Asked { request: self.asked_without_commit(what, leaf)?, after: None }),
+            20 => {
+                let (message, proposal) = self.forged.propose_update(leaf)?;
+                let request = DsRequest::Propose(Propose { group_id, proposals: vec![Opaque::from(message)].into() });
+                return Ok(Asked { proposal: Some(proposal), ..request.into() });
+            }
+            21 | 22 => return self.asked_to_join(leaf),
+            _ => return Ok(self.asked_without_commit(what, leaf)?.into()),
         };
         let (mut forged, after) = self.commit(leaf, change)?;
         let kind = self.input.octet();
-        let is_spoilt = self.spoil(&mut forged);
+        self.spoil(&mut forged);
         let group_commit = || GroupCommit { group_id: group_id.clone(), group_update: update_of(&forged) };
         let welcomes: List<Opaque> = match forged.welcome.as_slice() {
             [] => List::default(),
@@ -190,10 +221,36 @@ impl Machine<'_> {
             7 => DsRequest::DeleteGroup(group_commit()),
             _ => DsRequest::UpdateGroup(group_commit()),
         };
-        // The maker of a spoilt Commit that is accepted all the same (a server cannot check every octet) is the only one who is
-        // in its epoch: nothing that is forged afterwards fits, and is refused.
-        let _ = is_spoilt;
-        Ok(Asked { request, after: Some(after) })
+        Ok(Asked { after: Some(after), ..request.into() })
+    }
+
+    /// An external Commit, of a user or of a leaf that comes back.
+    fn asked_to_join(&mut self, leaf: u32) -> Result<Asked, SynthError> {
+        let (who, flags) = (self.input.octet(), self.input.octet());
+        let comes_back = flags & 1 == 1;
+        let chosen = &CAST.1[usize::from(who) % CAST.1.len()];
+        let device = if comes_back { self.device_of(leaf).unwrap_or(chosen) } else { chosen };
+        let removed = match flags >> 1 & 3 {
+            0 if comes_back => Some(leaf),
+            1 => Some(u32::from(who) % 8),
+            _ => None,
+        };
+        let mut after = self.forged.clone();
+        let (_, mut forged) = after.join(&device.identity, &Capabilities::default(), removed)?;
+        let kind = self.input.octet();
+        self.spoil(&mut forged);
+        let group_update = update_of(&forged);
+        let client_queue_config = device.queue_config();
+        let body = GroupJoin { group_id: self.group_id(), group_update, client_queue_config };
+        let is_member = self.group.state.has_user(device.uri.user());
+        let (request, user) = match kind {
+            0..200 if comes_back => (DsRequest::ResyncClient(body), None),
+            0..200 if is_member => (DsRequest::JoinClient(body), Some(device)),
+            0..200 => (DsRequest::JoinGroup(body), Some(device)),
+            200..230 => (DsRequest::ResyncClient(body), None),
+            _ => (DsRequest::JoinClient(body), Some(device)),
+        };
+        Ok(Asked { after: Some(after), user, ..request.into() })
     }
 
     fn asked_without_commit(&mut self, what: u8, leaf: u32) -> Result<DsRequest, SynthError> {
@@ -234,28 +291,29 @@ impl Machine<'_> {
         })
     }
 
-    /// Flips an octet of a part. Returns whether it did.
-    fn spoil(&mut self, forged: &mut Forged) -> bool {
+    /// Flips an octet of a part, perhaps. The maker of a spoilt Commit that is accepted all the same (a server cannot check every
+    /// octet) is then the only one in its epoch: what is forged afterwards does not fit, and is refused.
+    fn spoil(&mut self, forged: &mut Forged) {
         let how = self.input.octet();
         let part = match how {
             128..170 => &mut forged.commit,
             170..212 => &mut forged.group_info,
             212..=255 => &mut forged.welcome,
-            _ => return false,
+            _ => return,
         };
         let position = usize::from(u16::from_be_bytes([self.input.octet(), self.input.octet()]));
-        match part.len() {
-            0 => return false,
-            length => part[position % length] ^= 1 << (how % 8),
+        if !part.is_empty() {
+            let position = position % part.len();
+            part[position] ^= 1 << (how % 8);
         }
-        true
     }
 
-    /// Signs the request, mostly as `leaf` and through its domain, and lets the hub decide.
+    /// Signs the request, mostly as whoever asks and through its domain, and lets the hub decide.
     fn ask(&mut self, leaf: u32, asked: Asked) {
-        let Some(device) = self.device_of(leaf) else { return };
+        let Some(device) = asked.user.or_else(|| self.device_of(leaf)) else { return };
         let how = self.input.octet();
-        let mut key = &device.key;
+        let mut as_user = asked.user.is_some();
+        let mut key = if as_user { &device.user_key } else { &device.key };
         let mut sender_id = DsSenderId::LeafIndex(leaf);
         let mut through = device.uri.domain().clone();
         match how {
@@ -267,22 +325,21 @@ impl Machine<'_> {
                 let reference = joiner.map_or_else(Vec::new, |joiner| joiner.key_package_ref.clone());
                 sender_id = DsSenderId::KeyPackageRef(reference.into());
             }
-            245..=255 => {
-                key = &device.user_key;
-                sender_id = DsSenderId::UserKeyHash(self.group.state.members[&leaf].user_key_hash.as_slice().into());
-            }
+            245..=255 => (as_user, key) = (true, &device.user_key),
             _ => {}
         }
-        let mut request = CAST.0.request(self.now, sender_id, key, asked.request);
-        if how >= 245 {
-            let mimi_node::wire::Service::Ds(message) = &mut request.content.service else { return };
-            message.certificates = vec![Opaque::from(device.user_certificate.as_slice())].into();
-            request = request.content.sign(key);
+        let mut certificates = List::default();
+        if as_user {
+            sender_id = DsSenderId::UserKeyHash(key_hash(device.user_key.public()).as_slice().into());
+            certificates = vec![Opaque::from(device.user_certificate.as_slice())].into();
         }
-        let frame = encode(&request);
+        let frame = encode(&CAST.0.request(self.now, sender_id, certificates, key, asked.request));
         let before = self.picture();
         match self.group.decide(&CAST.0, self.now, &frame, &through) {
-            Ok(decision) => self.accepted(decision, asked.after, &before.2),
+            Ok(decision) => {
+                self.proposed.extend(asked.proposal);
+                self.accepted(decision, asked.after, &before.2);
+            }
             Err(Refusal::Rejected(_)) => assert_eq!(self.picture(), before, "a refused request changed the group"),
             Err(other) => unreachable!("{other:?}: all roots are known, and state and tree fit together"),
         }
@@ -307,6 +364,9 @@ impl Machine<'_> {
             self.check_outcome(outcome, members);
         }
         assert_eq!(self.group.state.head.epoch, epoch + u64::from(is_commit));
+        if is_commit {
+            self.proposed.clear();
+        }
         if let Some(after) = after.filter(|_| is_commit) {
             self.forged = after;
         }
@@ -368,7 +428,8 @@ impl Machine<'_> {
     fn check(&self) {
         let LocalGroup { state, tree, .. } = &self.group;
         if state.head.closed_at_ms.is_some() {
-            assert!(state.members.is_empty(), "a closed group has no members");
+            let head = &state.head;
+            assert!(head.joiners.is_empty() && head.removals.is_empty() && head.proposals.is_empty(), "nothing waits any more");
             return;
         }
         assert_eq!(state.head.epoch, tree.epoch());

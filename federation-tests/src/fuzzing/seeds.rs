@@ -8,16 +8,23 @@ use std::path::{Path, PathBuf};
 
 use mimi_node::base::crypto::{SigningKey, sha256};
 use mimi_node::base::{Context as _, Domain, Fault, UnixMillis};
+use mimi_node::ds::removal::{self, Cause};
 use mimi_node::identity::pem::certificate_to_pem;
 use mimi_node::mls::key_package::validate_key_package;
 use mimi_node::mls::message::{application_frame, framed_commit};
-use mimi_node::wire::ds::{DsMessage, DsRequest, DsSenderId, GroupCommit, GroupUpdate, SendMessage};
+use mimi_node::wire::ds::{DsMessage, DsRequest, DsSenderId, GroupAdd, GroupCommit, GroupUpdate, Propose, SendMessage};
 use mimi_node::wire::info::DomainInfo;
 use mimi_node::wire::peer::{PeerRequest, PeerResponse};
 use mimi_node::wire::qs::Delivery;
-use mimi_node::wire::{ClientRequest, Content, List, Receipt, Response, Service, decode, encode};
+use mimi_node::wire::{ClientRequest, Content, List, Opaque, Receipt, Response, Service, decode, encode};
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha20Rng;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
+
+use crate::hub::{Device, Realm};
+use crate::people::update_of;
+use crate::synth::{CONTENT_TYPE_APPLICATION, Capabilities};
 
 /// The examples of the wire format.
 const VECTORS: &str = include_str!("../../../src/wire/vectors.txt");
@@ -28,19 +35,22 @@ const PER_SOURCE_MAX: usize = 4;
 
 /// What runs of the machine begin with. See `machine`: what is asked, who asks, and what the request wants to know.
 const SCRIPTS: &[(&str, &[u8])] = &[
-    ("updates", &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0]),
-    ("add_update_message", &[2, 0, 0x3e, 0, 0, 0, 0, 1, 3, 0, 0, 0, 9, 2, 0, 0, 9, 4, 3, 0]),
-    ("add_remove_add", &[2, 0, 0x1e, 0, 0, 0, 0, 5, 0, 0x06, 0, 0, 0, 2, 1, 0x02, 1, 0, 0, 0]),
-    ("policy", &[8, 0, 0, 1, 0, 0, 0, 8, 0, 1, 1, 0, 0, 0]),
-    ("tablets", &[4, 0, 0x40, 0, 0, 0, 0, 6, 0, 0x02, 0, 0, 0]),
-    ("leaves", &[2, 0, 0x0e, 0, 0, 0, 0, 11, 1, 250, 19, 1, 1, 18, 4, 0, 0, 0, 0, 0, 0]),
-    ("time", &[2, 0, 0x0e, 0, 0, 0, 0, 17, 255, 0, 1, 0, 0, 0, 17, 255]),
+    ("updates", &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("add_update_message", &[2, 0, 0x3e, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 9, 2, 0, 0, 9, 4, 3, 0]),
+    ("add_remove_add", &[2, 0, 0x1e, 0, 0, 0, 0, 0, 5, 0, 0x06, 0, 0, 0, 0, 2, 0, 0x02, 1, 0, 0, 0, 0]),
+    ("open_and_join", &[8, 0, 0, 1, 0, 0, 0, 0, 21, 0, 2, 4, 0, 0, 0, 21, 0, 6, 4, 0, 0, 0, 22, 1, 0, 1, 0, 0, 0]),
+    ("tablets", &[4, 0, 0x40, 0, 0, 0, 0, 0, 6, 0, 0x02, 0, 0, 0, 0]),
+    ("leaves", &[2, 0, 0x0e, 0, 0, 0, 0, 0, 11, 1, 250, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]),
+    ("wanted", &[2, 0, 0x1e, 0, 0, 0, 0, 0, 18, 0x06, 2, 0, 0, 1, 0, 0, 0, 19, 1, 1, 0, 0, 0, 0, 0, 0]),
+    ("all_go", &[2, 0, 0x06, 0, 0, 0, 0, 0, 18, 0xff, 1, 9, 0, 0, 0]),
+    ("time", &[2, 0, 0x0e, 0, 0, 0, 0, 0, 17, 255, 0, 1, 0, 0, 0, 0, 17, 255]),
     ("queues", &[13, 0, 2, 50, 0, 13, 0, 1, 50, 0, 19, 0, 0, 15, 0, 250]),
-    ("joiners", &[2, 0, 0x3e, 0, 0, 0, 0, 14, 0, 1, 240, 15, 1, 0]),
-    ("spoilt", &[0, 0, 0, 130, 0, 90, 0, 0, 0, 0, 180, 0, 40, 0, 2, 0, 6, 0, 0, 220, 0, 9, 0]),
-    ("strangers", &[0, 0, 0, 0, 205, 0, 0, 0, 0, 220, 7, 0, 0, 0, 0, 230, 9, 0, 0, 248]),
+    ("joiners", &[2, 0, 0x3e, 0, 0, 0, 0, 0, 14, 0, 1, 240, 15, 1, 0]),
+    ("proposals", &[2, 0, 0x06, 0, 0, 0, 0, 0, 20, 1, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0, 1, 2, 0, 0, 0]),
+    ("spoilt", &[0, 0, 0, 0, 130, 0, 90, 0, 0, 0, 0, 0, 180, 0, 40, 0, 2, 0, 6, 0, 0, 0, 220, 0, 9, 0]),
+    ("strangers", &[0, 0, 0, 0, 0, 205, 0, 0, 0, 0, 0, 220, 7, 0, 0, 0, 0, 0, 230, 9, 0, 0, 248]),
     ("raw", &[16, 0, 5, 0, 1, 0, 2, 9, 0, 0, 16, 0, 3, 0, 1, 0, 1, 0]),
-    ("deleted", &[2, 0, 6, 0, 0, 0, 0, 7, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ("deleted", &[2, 0, 6, 0, 0, 0, 0, 0, 7, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
 ];
 
 /// Seeds by target.
@@ -70,6 +80,7 @@ pub async fn write(from: &Path, into: &Path) -> Result<(), Fault> {
     }
     let invitation = format!("mimi-invite:a.test:{}:{}", "07".repeat(16), "09".repeat(32));
     seeds.put("text", invitation.into_bytes());
+    forged(&mut seeds)?;
     for database in databases(from)? {
         of_database(&mut seeds, &database).await?;
     }
@@ -80,6 +91,52 @@ pub async fn write(from: &Path, into: &Path) -> Result<(), Fault> {
             std::fs::write(directory.join(name), octets).with_context(|| format!("cannot write {name}"))?;
         }
     }
+    Ok(())
+}
+
+/// What is gone from a database once it is delivered, and what a database never has: the requests themselves.
+fn forged(seeds: &mut Seeds) -> Result<(), Fault> {
+    let (now, mut rng) = (UnixMillis::now(), ChaCha20Rng::seed_from_u64(3));
+    let realm = Realm::new(&["a.test", "b.test"], now)?;
+    let alice = realm.device(0, "alice", "phone", &mut rng)?;
+    let bob = realm.device(1, "bob", "phone", &mut rng)?;
+    let (mut group, mut local) = realm.group(&alice, now, &mut rng)?;
+    let uri = local.state.uri.clone();
+    let group_id = || Opaque::from(uri.to_bytes());
+    let impossible = "the group cannot do this";
+    seeds.put("group_info", group.group_info_with_tree(0).context(impossible)?);
+    let package = bob.key_package(now, &mut rng);
+    seeds.put("key_package", package.message());
+    seeds.put("mls_message", package.message());
+    let frame = |leaf: u32, device: &Device, request: DsRequest| {
+        let request = realm.request(now, DsSenderId::LeafIndex(leaf), List::default(), &device.key, request);
+        encode(&request)
+    };
+    let add = group.add(0, vec![package]).context(impossible)?;
+    let welcomes = vec![Opaque::from(add.welcome.as_slice())].into();
+    let body = GroupAdd { group_id: group_id(), group_update: update_of(&add), welcomes };
+    let frames = vec![frame(0, &alice, DsRequest::AddUsers(body))];
+    let (proposal, _) = group.propose_update(1).context(impossible)?;
+    let propose = Propose { group_id: group_id(), proposals: vec![Opaque::from(proposal.as_slice())].into() };
+    let message = group.private_message(CONTENT_TYPE_APPLICATION);
+    let send = SendMessage { group_id: group_id(), message: message.as_slice().into() };
+    let update = group.update(1).context(impossible)?;
+    let body = GroupCommit { group_id: group_id(), group_update: update_of(&update) };
+    let frames = frames.into_iter().chain([
+        frame(1, &bob, DsRequest::Propose(propose)),
+        frame(1, &bob, DsRequest::SendMessage(send)),
+        frame(1, &bob, DsRequest::UpdateClient(body)),
+    ]);
+    frames.for_each(|frame| seeds.put("client_request", frame));
+    let (_, join) = group.join(&alice.identity, &Capabilities::default(), Some(0)).context(impossible)?;
+    for octets in [proposal, message, add.commit, add.welcome, add.group_info, update.commit, join.commit, join.group_info] {
+        seeds.put("mls_message", octets);
+    }
+    // Removes of the DS, as it sends them.
+    let wanted = [(0, Cause::Inactive)];
+    let issued = removal::issue(&realm.hub(now), &local.state, &wanted);
+    local.follow_outcome(&mut issued.context("a leaf that is there can be wanted")?);
+    local.state.head.proposals.iter().for_each(|proposal| seeds.put("mls_message", proposal.message.clone()));
     Ok(())
 }
 

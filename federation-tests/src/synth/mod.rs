@@ -281,8 +281,18 @@ impl SynthGroup {
     /// A member's Update of its own leaf, as a proposal by itself: the MLSMessage, and what a commit needs to cover it.
     pub fn propose_update(&mut self, leaf: u32) -> Result<(Vec<u8>, Proposal), SynthError> {
         let Member { identity, capabilities } = self.members.get(&leaf).ok_or(SynthError::NotAMember(leaf))?.clone();
+        self.propose_leaf(leaf, &identity, &capabilities)
+    }
+
+    /// As [`SynthGroup::propose_update`], of a leaf node with any identity and capabilities.
+    pub fn propose_leaf(
+        &mut self,
+        leaf: u32,
+        identity: &Identity,
+        capabilities: &Capabilities,
+    ) -> Result<(Vec<u8>, Proposal), SynthError> {
         let source = LeafSource::Update { group_id: &self.group_id, leaf_index: leaf };
-        let node = leaf_node(&identity, &capabilities, &source, &mut self.rng);
+        let node = leaf_node(identity, capabilities, &source, &mut self.rng);
         let content = Encoder::new().u16(PROPOSAL_UPDATE).raw(&node).finish();
         let message = self.public_message(leaf, CONTENT_TYPE_PROPOSAL, &content)?;
         // The AuthenticatedContent is all but the version before it and the membership tag behind it.

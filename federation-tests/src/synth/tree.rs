@@ -15,6 +15,11 @@ impl Subtree {
         (Self { first: self.first, width }, Self { first: self.first + width, width })
     }
 
+    /// The position of its root among all nodes (Appendix C).
+    fn node(self) -> usize {
+        if self.width == 1 { 2 * self.first } else { 2 * self.parent() + 1 }
+    }
+
     /// The position of its root among the parents, which lie between their leaves.
     fn parent(self) -> usize {
         self.first + self.width / 2 - 1
@@ -60,12 +65,16 @@ pub(super) struct Tree {
     /// Always a power of two of them.
     leaves: Vec<Option<Vec<u8>>>,
     parents: Vec<Option<Parent>>,
+    /// The tree hash of each node: every change leaves those along a path to be computed again.
+    hashes: Vec<[u8; 32]>,
 }
 
 impl Tree {
     /// A tree of one leaf.
     pub(super) fn new(leaf: Vec<u8>) -> Self {
-        Self { leaves: vec![Some(leaf)], parents: Vec::new() }
+        let mut tree = Self { leaves: vec![Some(leaf)], parents: Vec::new(), hashes: vec![[0; 32]] };
+        tree.hash_anew(tree.root());
+        tree
     }
 
     fn root(&self) -> Subtree {
@@ -116,6 +125,8 @@ impl Tree {
             let width = self.leaves.len() * 2;
             self.leaves.resize(width, None);
             self.parents.resize(width - 1, None);
+            self.hashes.resize(2 * width - 1, [0; 32]);
+            self.hash_anew(self.root());
         }
         self.leaves[index] = Some(leaf);
         for step in self.direct_path(index) {
@@ -124,6 +135,7 @@ impl Tree {
                 parent.unmerged_leaves.sort_unstable();
             }
         }
+        self.hash_path(index);
         index
     }
 
@@ -133,10 +145,12 @@ impl Tree {
         for step in self.direct_path(leaf) {
             self.parents[step.node.parent()] = None;
         }
+        self.hash_path(leaf);
         while self.leaves.len() > 1 && self.is_empty(self.root().halves().1) {
             let width = self.leaves.len() / 2;
             self.leaves.truncate(width);
             self.parents.truncate(width - 1);
+            self.hashes.truncate(2 * width - 1);
         }
     }
 
@@ -146,6 +160,7 @@ impl Tree {
         for step in self.direct_path(index) {
             self.parents[step.node.parent()] = None;
         }
+        self.hash_path(index);
     }
 
     /// Replaces the nodes of the leaf's path: those of the filtered path by `keys`, from the bottom, the others by blanks. The answer is
@@ -162,12 +177,14 @@ impl Tree {
             parent_hash = parent.hash_with_sibling(&self.hash_of(step.copath));
             self.parents[step.node.parent()] = Some(parent);
         }
+        self.hash_path(leaf);
         parent_hash
     }
 
     /// Replaces a leaf.
     pub(super) fn set_leaf(&mut self, index: usize, leaf: Vec<u8>) {
         self.leaves[index] = Some(leaf);
+        self.hash_path(index);
     }
 
     /// The tree hash (§7.8).
@@ -176,6 +193,29 @@ impl Tree {
     }
 
     fn hash_of(&self, subtree: Subtree) -> [u8; 32] {
+        self.hashes[subtree.node()]
+    }
+
+    /// Computes the hashes of a leaf and of all above it.
+    fn hash_path(&mut self, leaf: usize) {
+        self.hash_node(Subtree { first: leaf, width: 1 });
+        for step in self.direct_path(leaf) {
+            self.hash_node(step.node);
+        }
+    }
+
+    /// Computes all hashes in a subtree.
+    fn hash_anew(&mut self, subtree: Subtree) {
+        if subtree.width > 1 {
+            let (left, right) = subtree.halves();
+            self.hash_anew(left);
+            self.hash_anew(right);
+        }
+        self.hash_node(subtree);
+    }
+
+    /// Computes the hash of a node from those of its children.
+    fn hash_node(&mut self, subtree: Subtree) {
         let input = if subtree.width == 1 {
             let input = Encoder::new().u8(1).u32(subtree.first as u32);
             match &self.leaves[subtree.first] {
@@ -190,7 +230,7 @@ impl Tree {
             };
             input.vector(&self.hash_of(left)).vector(&self.hash_of(right))
         };
-        hash(&input.finish())
+        self.hashes[subtree.node()] = hash(&input.finish());
     }
 
     /// `optional<Node> ratchet_tree<V>`, without the blanks at its end (§12.4.3.3).

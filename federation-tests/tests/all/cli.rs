@@ -19,6 +19,28 @@ fn utf8(path: &Path) -> &str {
     path.to_str().expect("a UTF-8 path")
 }
 
+// Shows: an operator deletes a user beside the running node, which then no longer serves it. Failure: it is still served, still
+// listed, or a user that is none can be deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_deletes_a_user() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let dns = name_server().await;
+    let site = NodeDirectory::init(&dir.path().join("a"), "a.test", &dns).await;
+    let node = site.serve(&dns).await;
+    let bob = ClientDirectory(dir.path().join("bob"));
+    bob.enrol(&site.invite("bob").await, &dns).await;
+    bob.run(&["create", "--name", "us"]).await.ok();
+    let nobody = run(["node", "users", "delete", "zoe", "--config", &site.config()]).await.sentence();
+    assert!(nobody.contains("no user"), "{nobody}");
+    run(["node", "users", "delete", "bob", "--config", &site.config()]).await.ok();
+    let users = run(["node", "users", "list", "--json", "--config", &site.config()]).await.json();
+    assert_eq!(users[0].as_array().map(Vec::len), Some(0));
+    let cut_off = async { while bob.run(&["create", "--deadline", "2"]).await.status.success() {} };
+    tokio::time::timeout(PATIENCE, cut_off).await.expect("the running node notices");
+    node.signal("TERM").await;
+    assert!(node.end().await.0.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_is_set_up_and_talks() {
     let dir = tempfile::tempdir().expect("a directory");

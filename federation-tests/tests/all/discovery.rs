@@ -136,7 +136,8 @@ async fn a_stale_answer_serves_through_failures_of_dns_and_not_through_denials()
         dns.set_trouble("b.test", Some(trouble)).expect("a name");
         until("stale", async || Some(ask().await.expect("old targets")).filter(|found| is(Origin::Stale, found))).await;
         dns.set_trouble("b.test", None).expect("a name");
-        until("recovered", async || Some(ask().await.expect("targets")).filter(|found| is(Origin::Asked, found))).await;
+        // SRV records and addresses have TTLs of their own, so one is most often from the cache when the other is asked for.
+        until("recovered", async || Some(ask().await.expect("targets")).filter(|found| found.origin < Origin::Stale)).await;
     }
 
     dns.set_trouble("b.test", Some(Trouble::Silence)).expect("a name");
@@ -468,8 +469,9 @@ async fn hostile_records_send_no_packet_into_the_own_network() {
 async fn within_the_namespace() {
     for line in [
         "link set lo up",
-        "link add inside0 type dummy",
+        "link add inside0 type veth peer name inside1",
         "link set inside0 up",
+        "link set inside1 up",
         "addr add 10.77.0.1/24 dev inside0",
         "route add default dev inside0",
         "-6 addr add fd00:77::1/64 dev inside0 nodad",

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cli;
+mod cli_devices;
 mod client_crash;
+mod corpus;
 mod crash;
 mod devices;
 mod discovery;

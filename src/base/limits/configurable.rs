@@ -36,7 +36,7 @@ pub struct Limits {
     pub groups_per_user_max: usize,
     /// The most external Commits of one user to one group in an hour.
     pub external_commits_per_hour_max: u32,
-    /// Requests of one client about groups: a second, in the long run; ten times as many at once.
+    /// Requests by one key of a client: a second, in the long run; ten times as many at once.
     pub requests_per_client_per_second_max: u32,
     /// Requests about one group: a second, in the long run; ten times as many at once.
     pub requests_per_group_per_second_max: u32,

@@ -2,6 +2,7 @@
 
 use crate::accounts::hash_token;
 use crate::base::crypto::SigningKey;
+use crate::base::limits::BLOCKS_PER_USER_MAX;
 use crate::base::{Domain, UnixMillis, UserUri};
 use crate::identity::issue::user_csr;
 use crate::service::testing::{TestNode, Via};
@@ -80,6 +81,22 @@ async fn an_account_obeys_its_users_key() {
     }
 }
 
+// covers AS-012
+#[tokio::test]
+async fn a_user_blocks_so_many_and_no_more() {
+    let node = TestNode::new().await;
+    let alice = node.device("alice@a.test").await;
+    node.enrol(&alice).await;
+    for number in 0..BLOCKS_PER_USER_MAX {
+        let request = alice.accounts_request(block(&format!("x{number}.test")));
+        node.accepts(Via::Home(&alice), &request).await;
+    }
+    let one_more = alice.accounts_request(block("one-more.test"));
+    node.refuses("AS-012", Via::Home(&alice), &one_more, ErrorCode::TooLarge).await;
+    let again = alice.accounts_request(block("x0.test"));
+    node.accepts(Via::Home(&alice), &again).await;
+}
+
 // covers AS-008
 #[tokio::test]
 async fn a_revoked_client_is_not_served() {
@@ -102,7 +119,7 @@ async fn a_revoked_client_is_not_served() {
     node.accepts(Via::Home(&laptop), &count).await;
 }
 
-// covers AS-007, QS-038
+// covers AS-007, QS-034, QS-038
 #[tokio::test]
 async fn a_deleted_user_is_gone_until_it_is_invited_again() {
     let node = TestNode::new().await;

@@ -193,6 +193,81 @@ async fn an_added_client_proves_who_it_is_and_where_its_queue_is() {
     }
 }
 
+// covers DS-054, DS-058
+#[tokio::test]
+async fn a_commit_and_its_group_info_are_of_bounded_size() {
+    let trio = Trio::new().await;
+    let limits = crate::base::limits::Limits::default();
+    let forged = trio.commit(Change::default());
+    let large = Forged { commit: vec![0; limits.commit_bytes_max + 1], ..forged.clone() };
+    trio.refuses("DS-054", &trio.update(&large), ErrorCode::TooLarge).await;
+    let most = limits.context_extensions_bytes_max + crate::base::limits::GROUP_INFO_OVERHEAD_BYTES_MAX;
+    let large = Forged { group_info: vec![0; most + 1], ..forged };
+    trio.refuses("DS-058", &trio.update(&large), ErrorCode::TooLarge).await;
+}
+
+// covers DS-059, DS-071, DS-075, DS-076, DS-077
+#[tokio::test]
+async fn each_kind_of_request_has_its_kind_of_commit() {
+    let limits = crate::base::limits::Limits { user_leaves_max: 1, ..Default::default() };
+    let trio = Trio::with_limits(limits).await;
+    let room = &trio.room;
+    let dora = trio.node.device("dora@b.test").await;
+    let adds = |device: &Device| {
+        let add = vec![device.key_package(Some(&device.opaque_queue()))];
+        let forged = trio.commit(Change { add, ..Change::default() });
+        room.request(ALICE, DsRequest::AddClients(room.add_body(&forged)))
+    };
+    trio.refuses("DS-075", &adds(&dora), ErrorCode::InvalidCommit).await;
+    trio.refuses("DS-059", &adds(&room.devices[&BOB].sibling("laptop")), ErrorCode::TooLarge).await;
+    let removal = trio.commit(Change { remove: vec![BOB], ..Change::default() });
+    let of_one = room.request(ALICE, DsRequest::RemoveClients(room.commit_body(&removal)));
+    trio.refuses("DS-076", &of_one, ErrorCode::InvalidCommit).await;
+    let of_all = room.request(ALICE, DsRequest::DeleteGroup(room.commit_body(&removal)));
+    trio.refuses("DS-071", &of_all, ErrorCode::InvalidCommit).await;
+    let update = trio.commit(Change::default());
+    let of_context = room.request(ALICE, DsRequest::UpdateGroup(room.commit_body(&update)));
+    trio.refuses("DS-077", &of_context, ErrorCode::InvalidCommit).await;
+}
+
+// covers DS-097
+#[tokio::test]
+async fn no_proposal_is_carried_twice() {
+    let trio = Trio::new().await;
+    let remove = vec![0, 3, 0, 0, 0, 1];
+    let twice = trio.commit(Change { remove: vec![BOB], other: vec![remove], ..Change::default() });
+    trio.refuses("DS-097", &trio.remove(&twice), ErrorCode::InvalidCommit).await;
+}
+
+// covers DS-098
+#[tokio::test]
+async fn the_leaves_of_a_group_fit_a_frame_together() {
+    let mut trio = Trio::new().await;
+    let root = trio.node.as_roots[&"b.test".parse().expect("a domain")].clone();
+    // Leaf nodes that are nearly as large as one may be, by extension types that nobody knows.
+    let each = crate::base::limits::LEAF_NODE_BYTES_MAX - 2048;
+    let capabilities = || {
+        let kinds = (0..each / 2).map(|kind| 0xF0C0 | kind as u16).collect();
+        Capabilities { extensions: kinds, ..Capabilities::default() }
+    };
+    let most = crate::base::limits::LEAF_NODES_BYTES_MAX / each;
+    for round in 0..=most / 40 {
+        let packages = (0..40).map(|number| {
+            let device = Device::new(&root, &format!("user{round}-{number}"));
+            device.key_package_with(Some(&device.opaque_queue()), capabilities())
+        });
+        let change = Change { add: packages.collect(), without_path: true, ..Change::default() };
+        let mut after = trio.room.group.clone();
+        let forged = after.commit(ALICE, change).expect("a Commit");
+        if round < most / 40 {
+            trio.node.accepts(Via::Home(&trio.room.devices[&ALICE]), &trio.add(&forged)).await;
+            trio.room.group = after;
+        } else {
+            trio.refuses("DS-098", &trio.add(&forged), ErrorCode::TooLarge).await;
+        }
+    }
+}
+
 // covers DS-053
 #[tokio::test]
 async fn a_group_stays_within_its_limit_of_leaves() {

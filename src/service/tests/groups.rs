@@ -82,7 +82,7 @@ async fn a_group_is_made_by_its_only_member_under_an_unused_name() {
     node.refuses("DS-036", Via::Home(&carol), &taken, ErrorCode::InvalidGroupId).await;
 }
 
-// covers DS-020, DS-026, DS-027, DS-028, DS-029, DS-030, DS-046
+// covers DS-020, DS-026, DS-027, DS-028, DS-029, DS-030, DS-046, DS-058
 #[tokio::test]
 async fn a_creators_key_package_is_what_others_accept() {
     let founding = Founding::new().await;
@@ -94,6 +94,8 @@ async fn a_creators_key_package_is_what_others_accept() {
     founding.refuses_group_of("DS-026", ErrorCode::InvalidCredential, &longer, &longer).await;
     let large = vec![0; KEY_PACKAGE_BYTES_MAX + 1];
     founding.refuses("DS-027", ErrorCode::TooLarge, |_, body| body.key_package = large.into()).await;
+    let large = vec![0; 1024 * 1024];
+    founding.refuses("DS-058", ErrorCode::TooLarge, |_, body| body.group_info = large.into()).await;
     let chain = vec![vec![0x30; crate::base::limits::LEAF_NODE_BYTES_MAX]];
     let fat = Device { chain, ..alice.clone() }.key_package(None);
     founding.refuses_group_of("DS-028", ErrorCode::TooLarge, &fat, &fat).await;

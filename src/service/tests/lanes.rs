@@ -13,7 +13,7 @@ fn frame(lane_sequence: u64, recipients: &[&Opaque], message: &[u8]) -> LaneFram
     LaneFrame { lane_sequence, epoch: 7, recipients, delivery }
 }
 
-// covers QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045, QS-046
+// covers QS-002, QS-040, QS-041, QS-042, QS-043, QS-044, QS-045, QS-046, QS-047, QS-048
 #[tokio::test]
 async fn lane_frames_are_taken_in_order_and_once() {
     let node = TestNode::new().await;
@@ -51,6 +51,10 @@ async fn lane_frames_are_taken_in_order_and_once() {
     refuses("QS-043", vec![frame(2, &[&good, &large], b"two")], ErrorCode::TooLarge).await;
     refuses("QS-044", vec![frame(1, &[&good, &of_other_hub, &spoilt], b"uno")], ErrorCode::LaneConflict).await;
     refuses("QS-046", vec![frame(2, &[&good], &vec![0; CLIENT_FRAME_BYTES_MAX])], ErrorCode::TooLarge).await;
+    let reset = |lane_sequence| LaneFrame { delivery: Delivery::Reset, ..frame(lane_sequence, &[&good], b"") };
+    refuses("QS-047", vec![reset(2)], ErrorCode::Malformed).await;
+    let next_life = LaneBatch { incarnation: Incarnation::random(), ..batch(group, vec![frame(1, &[&good], b"new")]) };
+    node.refuses_lane("QS-048", "b.test", &next_life, ErrorCode::LaneConflict).await;
     let before = node.tables().await;
     assert_eq!(node.lane("b.test", &batch(group, vec![frame(3, &[&good], b"three")])).await, LaneResult::Gap(2));
     assert_eq!(node.tables().await, before, "QS-045");

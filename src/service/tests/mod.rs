@@ -4,10 +4,14 @@
 
 mod accounts;
 mod commits;
+mod contexts;
 mod groups;
 mod hub;
+mod joins;
 mod keys;
 mod lanes;
 mod messages;
+mod proposals;
 mod queues;
+mod removals;
 mod state;

@@ -7,6 +7,8 @@ use crate::base::ids::Incarnation;
 use crate::base::limits::Limits;
 use crate::service::testing::{TestNode, TestQueue, Via};
 use crate::tests::forged::{Device, content};
+use crate::wire::accounts::AccountsRequest;
+use crate::wire::keys::KeysRequest;
 use crate::wire::peer::{LaneBatch, LaneFrame, LaneResult};
 use crate::wire::qs::*;
 use crate::wire::{ClientRequest, Content, ErrorCode, Reply, Service};
@@ -122,10 +124,11 @@ async fn an_invite_or_a_queue_that_is_gone_brings_nothing_in() {
     }
     assert_eq!(node.accepts(Via::Home(&alice), &delete).await, Reply::Done, "a repeat is answered as before");
     let again = of(&node, &queue, &QsRequest::Delete).sign(&queue.owner);
-    node.refuses("QS-022", Via::Home(&alice), &again, ErrorCode::UnknownQueue).await;
+    node.refuses("a queue that is gone", Via::Home(&alice), &again, ErrorCode::UnknownQueue).await;
     assert!(!deliver(&node, &format!("{GROUP}7"), &queue.information("b.test")).await, "QS-004");
 }
 
+// covers AS-005
 #[tokio::test]
 async fn a_user_deletes_a_queue_of_its_client() {
     let node = TestNode::new().await;
@@ -167,6 +170,33 @@ async fn a_full_queue_says_what_it_lost() {
     assert!(deliver(&node, &format!("{GROUP}5"), &queue.information("b.test")).await);
     assert_eq!(entries(5).await, [(5, false, Some(b'5'))]);
     assert_eq!(node.tables().await.rows("bodies").len(), 1);
+}
+
+// covers QS-027
+#[tokio::test]
+async fn a_client_asks_so_often_and_no_more() {
+    let limits = Limits { requests_per_client_per_second_max: 1, ..Limits::default() };
+    let node = TestNode::with_limits(limits).await;
+    let alice = node.device("alice@a.test").await;
+    let queue = node.queue(&alice).await;
+    node.enrol(&alice).await;
+    let fetch = || of(&node, &queue, &QsRequest::Fetch(FetchEntries { from: 1, max: 1 })).sign(&queue.owner);
+    let count = || alice.keys_request(alice.domain(), KeysRequest::Count);
+    let hubs = || alice.accounts_request(AccountsRequest::Hubs);
+    for request in [&fetch as &dyn Fn() -> ClientRequest, &count, &hubs] {
+        let mut limited = false;
+        // Ten at once, one a second: not all of twice as many, however slow this machine is.
+        for _ in 0..20 {
+            let before = node.tables().await;
+            if let Err(rejection) = node.ask(Via::Home(&alice), &request()).await {
+                assert_eq!(rejection.code, ErrorCode::RateLimited);
+                node.expect_unchanged("QS-027", &before).await;
+                limited = true;
+                break;
+            }
+        }
+        assert!(limited, "all were accepted");
+    }
 }
 
 #[tokio::test]

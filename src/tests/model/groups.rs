@@ -408,7 +408,7 @@ impl World {
     /// Writes what was decided, as storage would. Returns what goes out.
     fn write(&mut self, index: usize, decision: Decision) -> Result<Vec<FanOut>, TestCaseError> {
         match decision {
-            Decision::Outcome(outcome) => self.apply(index, outcome),
+            Decision::Outcome(outcome) => self.apply(index, *outcome),
             Decision::Commit(accepted) => {
                 let ds::Accepted { outcome, update } = *accepted;
                 let Reply::CommitAccepted(receipt) = &outcome.reply else {

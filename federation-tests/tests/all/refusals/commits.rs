@@ -10,7 +10,7 @@ use mimi_node::base::limits::Limits;
 use mimi_node::base::{Domain, Fault, GroupUri, UnixMillis, UserUri};
 use mimi_node::identity::AsRoot;
 use mimi_node::identity::issue::user_csr;
-use mimi_node::wire::ds::{DsRequest, DsSenderId, GroupOnly};
+use mimi_node::wire::ds::{DsRequest, DsSenderId};
 use mimi_node::wire::error::{ErrorCode, WrongEpoch};
 use mimi_node::wire::qs::QueueBinding;
 use mimi_node::wire::{ClientRequest, Content, Opaque, Reply, encode};
@@ -82,13 +82,11 @@ async fn a_commit_is_its_senders_of_this_group_and_epoch() -> Result<(), Fault> 
     let misdirected = elsewhere.request(ALICE, &alice, elsewhere.update_body(&forged));
     let misdirected = Content { destination: trio.stage.domain(0).as_bytes().into(), ..misdirected.content }.sign(&alice);
     trio.refuses("a group of another hub", &misdirected, ErrorCode::UnknownGroup).await?;
-    let unsupported = DsRequest::DeleteGroup(mimi_node::wire::ds::GroupCommit {
+    let deletion = DsRequest::DeleteGroup(mimi_node::wire::ds::GroupCommit {
         group_id: room.uri.to_bytes().into(),
         group_update: federation_tests::people::update_of(&forged),
     });
-    trio.refuses("delete_group", &room.request(ALICE, &alice, unsupported), ErrorCode::Unsupported).await?;
-    let leave = DsRequest::LeaveGroup(GroupOnly { group_id: room.uri.to_bytes().into() });
-    trio.refuses("leave_group", &room.request(ALICE, &alice, leave), ErrorCode::Unsupported).await?;
+    trio.refuses("an update as delete_group", &room.request(ALICE, &alice, deletion), ErrorCode::InvalidCommit).await?;
 
     // The epoch goes on; the commit made before is told what won.
     let won = trio.room.update((&trio.carol, CAROL)).await?;
