@@ -185,6 +185,9 @@ enum Command {
     Update {
         /// The group's URI, its local name, or the beginning of its id
         group: String,
+        /// Only propose them: the next Commit of another member takes them in
+        #[arg(long)]
+        propose: bool,
     },
     /// Send a message
     Send {
@@ -476,7 +479,12 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             let epoch = client.remove_users(&group, &parse_users(&users)?).await?;
             say_epoch(json, &group, epoch)
         }
-        Command::Update { group } => {
+        Command::Update { group, propose: true } => {
+            let group = find_group(client, json, &group).await?;
+            client.propose_update(&group).await?;
+            say(json, &json!({ "group": group.to_string(), "proposed": true }), || format!("proposed to {group}"))
+        }
+        Command::Update { group, propose: false } => {
             let group = find_group(client, json, &group).await?;
             let epoch = client.update(&group).await?;
             say_epoch(json, &group, epoch)
