@@ -272,7 +272,7 @@ impl SynthGroup {
     /// The MLSMessage of a PublicMessage of this epoch that is no commit: `content` is the encoded content of `content_type`.
     pub fn public_message(&mut self, sender: u32, content_type: u8, content: &[u8]) -> Result<Vec<u8>, SynthError> {
         let framed = self.framed(sender, content_type, content);
-        let signature = self.sign_framed(sender, &framed, &self.context())?;
+        let signature = sign_framed(self.identity(sender)?, &framed, &self.context());
         let tag = self.rng.random::<[u8; 32]>();
         let message = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(&framed).vector(&signature);
         Ok(message.vector(&tag).finish())
@@ -314,11 +314,6 @@ impl SynthGroup {
             .finish()
     }
 
-    fn sign_framed(&self, sender: u32, framed: &[u8], context: &[u8]) -> Result<[u8; 64], SynthError> {
-        let to_sign = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(framed).raw(context);
-        Ok(self.identity(sender)?.sign("FramedContentTBS", &to_sign.finish()))
-    }
-
     /// A commit that adds everyone in `add`, with a path.
     pub fn add(&mut self, committer: u32, add: Vec<KeyPackage>) -> Result<Forged, SynthError> {
         self.commit(committer, Change { add, ..Change::default() })
@@ -339,10 +334,10 @@ impl SynthGroup {
         self.check(committer, &change)?;
         let context_before = self.context();
         // A commit is signed with the key that its maker had before it.
-        let before = self.clone();
+        let identity = self.identity(committer)?.clone();
         let content = self.apply(committer, &change);
-        let framed = before.framed(committer, CONTENT_TYPE_COMMIT, &content);
-        let signature = before.sign_framed(committer, &framed, &context_before)?;
+        let framed = self.framed(committer, CONTENT_TYPE_COMMIT, &content);
+        let signature = sign_framed(&identity, &framed, &context_before);
 
         self.enter_next_epoch(&framed, &signature);
         let commit = Encoder::new()
@@ -389,7 +384,7 @@ impl SynthGroup {
             .u8(CONTENT_TYPE_COMMIT)
             .raw(&content)
             .finish();
-        let signature = self.sign_framed(joined, &framed, &context_before)?;
+        let signature = sign_framed(self.identity(joined)?, &framed, &context_before);
         self.enter_next_epoch(&framed, &signature);
         let commit = Encoder::new()
             .u16(PROTOCOL_VERSION)
@@ -403,7 +398,8 @@ impl SynthGroup {
     }
 
     fn check(&self, committer: u32, change: &Change) -> Result<(), SynthError> {
-        if change.remove.contains(&committer) {
+        let is_covered = change.cover.iter().any(|proposal| proposal.effect == Effect::Remove(committer));
+        if is_covered || change.remove.contains(&committer) {
             return Err(SynthError::RemovesItself(committer));
         }
         let covered = change.cover.iter().map(|proposal| match &proposal.effect {
@@ -513,6 +509,11 @@ impl SynthGroup {
             .vector(&random_octets::<300>(&mut self.rng))
             .finish()
     }
+}
+
+fn sign_framed(identity: &Identity, framed: &[u8], context: &[u8]) -> [u8; 64] {
+    let to_sign = Encoder::new().u16(PROTOCOL_VERSION).u16(WIRE_FORMAT_PUBLIC_MESSAGE).raw(framed).raw(context);
+    identity.sign("FramedContentTBS", &to_sign.finish())
 }
 
 fn random_octets<const N: usize>(rng: &mut ChaCha20Rng) -> [u8; N] {
