@@ -26,6 +26,9 @@ use crate::ds::Cause;
 use crate::identity::AsRoot;
 use groups::World;
 
+/// The seed, unless `MIMI_MODEL_SEED` says otherwise: a change is to be judged by the same steps as the one before it.
+const SEED: u64 = 20_230_514;
+
 /// Cases, unless `MIMI_MODEL_CASES` says otherwise, and operations in each.
 const CASES: u64 = 4;
 const OPERATIONS: std::ops::Range<usize> = 2_000..2_600;
@@ -273,7 +276,7 @@ fn shortened(mut steps: Vec<Step>, failed_at: usize, mut why: TestCaseError) -> 
 #[test]
 fn the_cores_do_what_the_model_says() {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
-    let seed = number("MIMI_MODEL_SEED").unwrap_or_else(rand::random::<u64>);
+    let seed = number("MIMI_MODEL_SEED").unwrap_or(SEED);
     let cases = number("MIMI_MODEL_CASES").unwrap_or(CASES);
     println!("MIMI_MODEL_SEED={seed} repeats this run");
     let mut runner = TestRunner::new(ProptestConfig { rng_seed: RngSeed::Fixed(seed), ..ProptestConfig::default() });
