@@ -474,7 +474,7 @@ pub const CLIENT_COMMIT_BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a client waits before it commits what is pending, for each member of the group: all of them wait, each a random part
 /// of it.
-pub const CLIENT_COVER_JITTER_PER_MEMBER: Duration = Duration::from_millis(100);
+pub const CLIENT_COVER_JITTER_PER_MEMBER: Duration = Duration::from_millis(200);
 
 /// The longest such wait.
 pub const CLIENT_COVER_JITTER_MAX: Duration = Duration::from_secs(3);

@@ -3,6 +3,7 @@
 mod devices;
 mod pick;
 mod show;
+mod talk;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -13,12 +14,12 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use serde_json::json;
 
 use self::devices::{DeviceCommand, OutboxCommand};
 use self::pick::{find_group, parse_clients, parse_users};
 use self::show::{group_line, group_object, history_line, indented, say, say_epoch, say_event};
+use self::talk::{chat, listen};
 use crate::base::GroupUri;
 use crate::client::{Client, ClientError, ClientSettings, Event};
 use crate::wire::error::UnreachableReason;
@@ -184,6 +185,9 @@ enum Command {
     Update {
         /// The group's URI, its local name, or the beginning of its id
         group: String,
+        /// Only propose them: the next Commit of another member takes them in
+        #[arg(long)]
+        propose: bool,
     },
     /// Send a message
     Send {
@@ -475,7 +479,12 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             let epoch = client.remove_users(&group, &parse_users(&users)?).await?;
             say_epoch(json, &group, epoch)
         }
-        Command::Update { group } => {
+        Command::Update { group, propose: true } => {
+            let group = find_group(client, json, &group).await?;
+            client.propose_update(&group).await?;
+            say(json, &json!({ "group": group.to_string(), "proposed": true }), || format!("proposed to {group}"))
+        }
+        Command::Update { group, propose: false } => {
             let group = find_group(client, json, &group).await?;
             let epoch = client.update(&group).await?;
             say_epoch(json, &group, epoch)
@@ -525,68 +534,6 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             Ok(())
         }
     }
-}
-
-async fn listen(client: &Client, json: bool, seconds: Option<u64>, count: Option<u64>) -> Done {
-    let mut listener = client.listen();
-    let mut left = count.unwrap_or(u64::MAX);
-    let until = async {
-        match seconds {
-            Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(until);
-    while left > 0 {
-        tokio::select! {
-            () = &mut until => break,
-            event = listener.next() => {
-                let event = event?;
-                say_event(json, &event)?;
-                left -= u64::from(matches!(event, Event::Message { .. }));
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn chat(client: &Client, json: bool, group: &GroupUri) -> Done {
-    if !json {
-        let greeting = format!("in {group} as {}: each line is a message, Ctrl-D ends", client.uri());
-        say(json, &Value::Null, || greeting)?;
-    }
-    let mut lines = stdin_lines();
-    let mut listener = client.listen();
-    loop {
-        tokio::select! {
-            line = lines.recv() => match line {
-                Some(text) if text.trim().is_empty() => {}
-                Some(text) => {
-                    client.send(group, &text).await?;
-                }
-                None => return Ok(()),
-            },
-            event = listener.next() => {
-                // Also of other groups: nobody will be told again.
-                say_event(json, &event?)?;
-            }
-        }
-    }
-}
-
-/// The lines of standard input. They are read on a thread of their own, which ends with the process: a read of a terminal
-/// cannot be called off.
-fn stdin_lines() -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in io::stdin().lines() {
-            let Ok(line) = line else { return };
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use quinn::{Connection, Endpoint, RecvStream};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -57,13 +57,15 @@ impl Node {
         };
         tokio::pin!(exchange);
         if let Ok(answer) = timeout_at(deadline.min(Instant::now() + limits::CLIENT_SILENCE_MAX), &mut exchange).await {
-            return answer;
+            return answer.map_err(|error| closed(&connection).unwrap_or(error));
         }
         if connection.stats().udp_rx.datagrams == before {
             CloseCode::TimedOut.close(&connection, "no packet came");
             return Err(NoAnswer("the node fell silent".into()));
         }
-        timeout_at(deadline, &mut exchange).await.unwrap_or_else(|_| Err(NoAnswer("no answer in time".into())))
+        let answer = timeout_at(deadline, &mut exchange).await;
+        let answer = answer.unwrap_or_else(|_| Err(NoAnswer("no answer in time".into())));
+        answer.map_err(|error| closed(&connection).unwrap_or(error))
     }
 
     /// A request whose answers keep coming.
@@ -134,6 +136,17 @@ impl Node {
         let told = |error: &dyn std::fmt::Display| NoAnswer(format!("{address}: {error}"));
         let connecting = endpoint.connect_with(self.config.clone(), address, self.domain.as_str());
         connecting.map_err(|error| told(&error))?.await.map_err(|error| told(&error))
+    }
+}
+
+/// What the node said when it closed the connection, such as that this client is not authorized any more: a stream's error does
+/// not tell.
+fn closed(connection: &Connection) -> Option<NoAnswer> {
+    match connection.close_reason()? {
+        ConnectionError::ApplicationClosed(close) => {
+            Some(NoAnswer(format!("the node closed the connection: {}", CloseCode::describe(close.error_code))))
+        }
+        _ => None,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::identity::chain::validate_client_chain;
 use crate::identity::issue::issue_client;
 use crate::wire::accounts::{AccountsMessage, AccountsRequest, BlockedName, RevokeClient};
 use crate::wire::ds::DsRequest;
-use crate::wire::error::Retry;
+use crate::wire::error::{ErrorCode, Retry};
 use crate::wire::request::Service;
 use crate::wire::{Opaque, Reply};
 
@@ -238,7 +238,12 @@ impl Client {
         if &client == self.uri() {
             return Err(ClientError::Invalid("this is the device itself: use another one to remove it".into()));
         }
-        self.ask_account(AccountsRequest::RevokeClient(RevokeClient { client: client.to_bytes().into() })).await?;
+        match self.ask_account(AccountsRequest::RevokeClient(RevokeClient { client: client.to_bytes().into() })).await {
+            Err(error) if error.code() == Some(ErrorCode::UnknownUser) => {
+                return Err(ClientError::Invalid(format!("the domain knows no device {name:?} of yours, or not any more")));
+            }
+            done => drop(done?),
+        }
         let name = name.to_owned();
         self.transact(move |core| {
             core.state.devices.remove(&name);

@@ -1,28 +1,24 @@
 //! What a user does with groups: create, add, remove, update, send.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openmls::prelude::KeyPackage;
 use rand::Rng as _;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::core::{Core, Result};
 use super::error::ClientError;
 use super::mls::{self, LeafClaim};
 use super::outbox::{Held, Question};
-use super::outgoing::{Answer, CommitOutcome, MessageOutcome, ds};
+use super::outgoing::{Answer, CommitOutcome, MessageOutcome};
 use super::state::{Group, Outgoing, Plan, Purpose};
 use super::{Client, GroupSummary};
-use crate::base::bytes::hex;
 use crate::base::ids::RequestId;
-use crate::base::{ClientUri, Context as _, Fault, GroupUri, UserUri, limits};
-use crate::wire::ds::{DsRequest, DsSenderId, GroupUpdate};
+use crate::base::{ClientUri, Fault, GroupUri, UserUri, limits};
 use crate::wire::error::ErrorCode;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::request::Service;
-use crate::wire::{ClientRequest, Content, Rejection, Reply, Response};
+use crate::wire::{Rejection, Reply};
 
 /// A message that the hub has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,31 +31,6 @@ pub struct SentMessage {
     pub message_hash: [u8; 32],
     /// The hub's clock when it accepted it, in milliseconds since 1970.
     pub accepted_at_ms: u64,
-}
-
-/// A Commit that was made and not sent: for tests that race Commits or tamper with them. Until
-/// [`Client::resolve_commit`] its group can make no other.
-#[derive(Clone, Debug)]
-pub struct BuiltCommit {
-    /// The group.
-    pub group: GroupUri,
-    /// The request id it is kept under.
-    pub request: RequestId,
-    /// The epoch it ends.
-    pub epoch: u64,
-    /// SHA-256 of the Commit's MLSMessage.
-    pub commit_hash: [u8; 32],
-    /// Commit and GroupInfo.
-    pub update: GroupUpdate,
-}
-
-/// What came of a [`BuiltCommit`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ResolvedCommit {
-    /// It began this epoch.
-    Accepted(u64),
-    /// It was refused and is withdrawn.
-    Refused(ErrorCode),
 }
 
 impl Client {
@@ -134,7 +105,13 @@ impl Client {
     }
 
     /// Encrypts and sends `text`, anew when the group moved on meanwhile. `kept` is its stale predecessor in the outbox.
-    async fn send_on(&self, group: &GroupUri, text: &str, mut kept: Option<Held>, deadline: Instant) -> Result<SentMessage> {
+    pub(super) async fn send_on(
+        &self,
+        group: &GroupUri,
+        text: &str,
+        mut kept: Option<Held>,
+        deadline: Instant,
+    ) -> Result<SentMessage> {
         for attempt in 0..limits::CLIENT_ATTEMPTS_MAX {
             let made = match self.make_message(group, text, kept.as_ref(), deadline).await {
                 Ok(made) => made,
@@ -243,7 +220,7 @@ impl Client {
     }
 
     /// Finishes a Commit of the outbox: has it answered, or made anew. The group's lock is held.
-    async fn settle_left_over(&self, group: &GroupUri, held: Held, deadline: Instant) -> Result<u64> {
+    pub(super) async fn settle_left_over(&self, group: &GroupUri, held: Held, deadline: Instant) -> Result<u64> {
         let Purpose::Commit { plan, .. } = held.outgoing.purpose.clone() else {
             return Err(Fault::new("a Commit that is none").into());
         };
@@ -427,14 +404,14 @@ impl Client {
     }
 
     /// Sends a Commit of the outbox until it is answered, and takes in the answer.
-    async fn settle_commit(&self, held: &Held, deadline: Instant) -> Result<CommitOutcome> {
+    pub(super) async fn settle_commit(&self, held: &Held, deadline: Instant) -> Result<CommitOutcome> {
         let request = held.outgoing.request;
         let answer = self.ask_held(held, deadline).await?;
         self.transact(move |core| core.settle_commit(request, answer)).await
     }
 
     /// As [`Client::settle_commit`] for a message.
-    async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Settled> {
+    pub(super) async fn settle_message(&self, held: Held, deadline: Instant) -> Result<Settled> {
         let Purpose::Message { group, epoch, hash, .. } = &held.outgoing.purpose else {
             return Err(Fault::new("a message that is none").into());
         };
@@ -469,177 +446,10 @@ impl Client {
         let question = Question::kept(&held.outgoing, held.tried, self.key_of(&held.outgoing.purpose))?;
         self.shared.put(&question, deadline).await.map_err(|error| ClientError::NotConfirmed(error.0))
     }
-
-    /// Sends what an earlier run, or an operation that gave up waiting, left in the outbox. What another operation is sending
-    /// is left to it.
-    pub async fn resume(&self) -> Result<()> {
-        self.resume_by(self.deadline()).await
-    }
-
-    /// As [`Client::resume`]. A destination that does not answer holds up no other one: each has its own task, which gives up at
-    /// the first request that is not answered.
-    pub(super) async fn resume_by(&self, deadline: Instant) -> Result<()> {
-        let left: BTreeMap<String, Vec<RequestId>> = self
-            .transact(|core| {
-                let mut left: BTreeMap<_, Vec<_>> = BTreeMap::new();
-                for outgoing in &core.state.outbox {
-                    left.entry(outgoing.destination.clone()).or_default().push(outgoing.request);
-                }
-                Ok(left)
-            })
-            .await?;
-        let mut tasks = JoinSet::new();
-        for requests in left.into_values() {
-            let client = self.clone();
-            tasks.spawn(async move { client.resume_all(requests, deadline).await });
-        }
-        let mut done = Ok(());
-        while let Some(ended) = tasks.join_next().await {
-            match ended.context("sending what was left was interrupted")? {
-                Ok(()) => {}
-                Err(error @ ClientError::Fault(_)) => return Err(error),
-                Err(error) => done = Err(error),
-            }
-        }
-        done
-    }
-
-    async fn resume_all(&self, requests: Vec<RequestId>, deadline: Instant) -> Result<()> {
-        let mut done = Ok(());
-        for request in requests {
-            match self.resume_one(request, deadline).await {
-                Ok(()) => {}
-                // It was logged, and nobody waits for it any more.
-                Err(error) if is_settled(&error) => tracing::warn!(%request, %error, "what was left is given up"),
-                // Its next request would fare no better, and those of one group have an order.
-                Err(error @ (ClientError::NotConfirmed(_) | ClientError::NotReached(_) | ClientError::Fault(_))) => {
-                    return Err(error);
-                }
-                Err(error) => done = Err(error),
-            }
-        }
-        done
-    }
-
-    /// Sends one request of the outbox, unless it is gone or another operation has it.
-    async fn resume_one(&self, request: RequestId, deadline: Instant) -> Result<()> {
-        let parse =
-            |group: &String| group.parse::<GroupUri>().map_err(|error| Fault::because("the outbox names no group", error));
-        let busy = self.shared.busy.clone();
-        let held = self
-            .transact(move |core| {
-                let kept = core.state.outbox.iter().find(|kept| kept.request == request).cloned();
-                Ok(kept.and_then(|kept| busy.take(kept)))
-            })
-            .await?;
-        let Some(held) = held else { return Ok(()) };
-        match held.outgoing.purpose.clone() {
-            Purpose::KeyPackages | Purpose::CreateGroup { .. } | Purpose::Decline { .. } => {
-                self.settle_other(held, deadline).await
-            }
-            Purpose::Join { group, .. } => {
-                let group = parse(&group)?;
-                let lock = self.shared.group_lock(&group);
-                let Ok(_one) = lock.try_lock() else { return Ok(()) };
-                self.settle_left_over_join(&group, held, deadline).await.map(drop)
-            }
-            Purpose::Commit { group, .. } => {
-                let group = parse(&group)?;
-                let lock = self.shared.group_lock(&group);
-                // Who has it settles what is left over first.
-                let Ok(_one) = lock.try_lock() else { return Ok(()) };
-                self.settle_left_over(&group, held, deadline).await.map(drop)
-            }
-            Purpose::Message { group, text, .. } => {
-                let stale = if held.outgoing.stale {
-                    held
-                } else {
-                    match self.settle_message(held, deadline).await? {
-                        Settled::Sent(_) => return Ok(()),
-                        Settled::Stale(stale) => stale,
-                    }
-                };
-                self.send_on(&parse(&group)?, &text, Some(stale), deadline).await.map(drop)
-            }
-        }
-    }
-
-    // --- for tests -----------------------------------------------------------------------------------------------------
-
-    /// Makes a Commit that renews this client's keys in the group, without sending it.
-    pub async fn build_update_commit(&self, group: &GroupUri) -> Result<BuiltCommit> {
-        let made = {
-            let group = group.clone();
-            // Nobody else may take it up: whether it is sent is the caller's business.
-            self.make(move |core| core.make_commit(&group, Plan::Update, Vec::new(), None)).await?.keep()
-        };
-        let question = Question::kept(&made, true, &self.shared.leaf.key)?;
-        match (made.purpose, question.service) {
-            (Purpose::Commit { epoch, hash, .. }, Service::Ds(message)) => match message.request {
-                DsRequest::UpdateClient(body) => Ok(BuiltCommit {
-                    group: group.clone(),
-                    request: made.request,
-                    epoch,
-                    commit_hash: hash,
-                    update: body.group_update,
-                }),
-                _ => Err(Fault::new("an update Commit of another type").into()),
-            },
-            _ => Err(Fault::new("an update Commit of another kind").into()),
-        }
-    }
-
-    /// The request that would carry `built`, possibly tampered with, signed now.
-    pub async fn commit_request(&self, built: &BuiltCommit) -> Result<ClientRequest> {
-        let request = DsRequest::UpdateClient(crate::wire::ds::GroupCommit {
-            group_id: built.group.to_bytes().into(),
-            group_update: built.update.clone(),
-        });
-        self.sign_as_member(&built.group, built.request, request).await
-    }
-
-    /// Tells the client what came of a [`BuiltCommit`]: it is applied if it was accepted, else withdrawn.
-    pub async fn resolve_commit(&self, built: &BuiltCommit, response: Response) -> Result<ResolvedCommit> {
-        let (request, answer) = (built.request, response.into_result());
-        let code = answer.as_ref().err().map(|rejection| rejection.code);
-        let settled = self.transact(move |core| {
-            let outcome = core.settle_commit(request, answer)?;
-            // Whether it is made anew is the caller's business, too.
-            core.withdraw(request)?;
-            Ok(outcome)
-        });
-        let outcome = settled.await;
-        if outcome.is_ok() {
-            self.shared.busy.release(request);
-        }
-        Ok(match outcome? {
-            CommitOutcome::Won(epoch) => ResolvedCommit::Accepted(epoch),
-            _ => ResolvedCommit::Refused(code.unwrap_or(ErrorCode::Malformed)),
-        })
-    }
-
-    /// Any DS request about `group`, signed by this client's leaf in it.
-    pub async fn sign_as_member(&self, group: &GroupUri, id: RequestId, request: DsRequest) -> Result<ClientRequest> {
-        let index = self.leaf_index(group).await?;
-        let content = Content::new(group.hub(), id, self.shared.now(), ds(DsSenderId::LeafIndex(index), request));
-        Ok(content.sign(&self.shared.leaf.key))
-    }
-
-    /// The index of this client's leaf in the group.
-    pub async fn leaf_index(&self, group: &GroupUri) -> Result<u32> {
-        let group = group.clone();
-        self.transact(move |core| Ok(core.member_of(&group)?.own_leaf_index().u32())).await
-    }
-
-    /// The epoch authenticator (RFC 9420 §8.7) of the group's present epoch, hexadecimal.
-    pub async fn epoch_authenticator(&self, group: &GroupUri) -> Result<String> {
-        let group = group.clone();
-        self.transact(move |core| Ok(hex(core.member_of(&group)?.epoch_authenticator().as_slice()))).await
-    }
 }
 
 /// What came of sending a message.
-enum Settled {
+pub(super) enum Settled {
     Sent(SentMessage),
     /// It is to be made anew, and waits for that in the outbox.
     Stale(Held),

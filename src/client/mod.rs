@@ -9,15 +9,16 @@
 //! | `removals` | committing what hubs propose, leaving, declining, deleting |
 //! | [`listen`] | receiving, by asking or by being told |
 //! | `upkeep` | what is done in time without being asked |
-//! | `core`, `receive`, `outgoing` | the state machine: synchronous, one state write per step, no network |
+//! | `core`, `receive`, `welcome`, `outgoing` | the state machine: synchronous, one state write per step, no network |
 //! | `state`, [`history`], `log` | what is on disk |
-//! | `outbox`, `connection` | requests sent until answered, over a connection that mends itself |
+//! | `outbox`, `resume`, `connection` | requests sent until answered, over a connection that mends itself |
 //! | `mls`, `storage`, `seal`, `keys` | MLS and its storage, sealed queue information, KeyPackages |
 //!
 //! Nothing is sent before the state that made it is on disk, and nothing is acknowledged before the state that holds it is. A
 //! client that is killed at any moment and opened again sends what was unanswered, with the same request ids, and misses
 //! nothing.
 
+mod built;
 mod connection;
 mod core;
 mod devices;
@@ -37,12 +38,14 @@ mod outgoing;
 mod pairing;
 mod receive;
 mod removals;
+mod resume;
 mod seal;
 mod state;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod welcome;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -55,12 +58,13 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
+pub use self::built::{BuiltCommit, ResolvedCommit};
 use self::connection::Node;
 use self::core::{Core, Result};
 pub use self::devices::{Device, Pairing, PairingAnswer, Rejoined};
 pub use self::error::ClientError;
 pub use self::event::Event;
-pub use self::groups::{BuiltCommit, ResolvedCommit, SentMessage};
+pub use self::groups::SentMessage;
 pub use self::history::HistoryLine;
 pub use self::listen::Listener;
 use self::mls::{Leaf, Provider};

@@ -62,10 +62,13 @@ pub(super) fn propose(hub: &Hub<'_>, group: &GroupUri, head: &mut Head, members:
     for removal in &head.removals {
         let of_leaf = |by: ProposedBy| matches!(by, ProposedBy::Ds { target, .. } if target == removal.leaf_index);
         match head.proposals.iter_mut().find(|proposal| of_leaf(proposal.by)) {
-            // Withdrawn, and wanted again in the same epoch: everybody has it already.
+            // Withdrawn, and wanted again in the same epoch: everybody has it already. It counts like a new one, so that a Commit that
+            // covers all of them still fits.
             Some(PendingProposal { by: ProposedBy::Ds { withdrawn, .. }, .. }) => {
-                pending += usize::from(*withdrawn);
-                *withdrawn = false;
+                if *withdrawn && pending < hub.limits.removals_at_once_max {
+                    *withdrawn = false;
+                    pending += 1;
+                }
             }
             Some(_) => {}
             None if pending >= hub.limits.removals_at_once_max => {}

@@ -8,8 +8,7 @@ use tokio::task::JoinSet;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
 use crate::base::limits::{
-    CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_CONNECTION_MAX,
-    STRANGER_FRAME_BYTES_MAX,
+    FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX,
 };
 use crate::base::{Domain, UnixMillis};
 use crate::federation::{Hello, answer_hello};
@@ -211,7 +210,7 @@ impl Service {
     /// Answers the one request of a client's stream; a subscription keeps the stream.
     async fn client_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, who: &Connected) {
         let limit = match who {
-            Connected::Client(_) => CLIENT_FRAME_BYTES_MAX,
+            Connected::Client(_) => self.limits.client_frame_bytes_max,
             Connected::Stranger => STRANGER_FRAME_BYTES_MAX,
         };
         let frame = match request_frame(&mut recv, limit).await {

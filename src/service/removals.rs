@@ -59,12 +59,17 @@ impl Service {
     pub(super) async fn look_into_rejections(self: Arc<Self>) {
         let mut shutdown = self.shutdown.clone();
         loop {
-            let Some(rejected) = self.rejections.next() else {
-                tokio::select! {
-                    () = self.rejections.arrived.notified() => continue,
-                    _ = shutdown.wait_for(|stop| *stop) => return,
-                }
-            };
+            self.look_into_those_waiting().await;
+            tokio::select! {
+                () = self.rejections.arrived.notified() => {}
+                _ = shutdown.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// Looks into the rejections that there are: those that concern a leaf's current queue information lead to its Remove (S14).
+    pub(super) async fn look_into_those_waiting(self: &Arc<Self>) {
+        while let Some(rejected) = self.rejections.next() {
             let decide = |hub: &Hub<'_>, state: &GroupState| {
                 removal::rejected_queue(hub, state, rejected.leaf_index, &rejected.information)
             };
@@ -140,8 +145,16 @@ impl Service {
         self.remove_leaves_by(LeavesBy::SilentSince(silent_since)).await?;
         self.remove_leaves_by(LeavesBy::ExpiringBefore(now)).await?;
         let closed_before = before(self.limits.deleted_group_kept_seconds);
-        while self.storage.write(PurgeGroups { closed_before, limit: PURGE_AT_ONCE_MAX }).await? == PURGE_AT_ONCE_MAX {}
-        Ok(())
+        loop {
+            let gone = self.storage.write(PurgeGroups { closed_before, limit: PURGE_AT_ONCE_MAX }).await?;
+            for group_id in &gone {
+                let uri: GroupUri = group_id.parse().context("a stored group id is not readable")?;
+                self.groups.slot(&uri).lock().await.forget();
+            }
+            if (gone.len() as u64) < PURGE_AT_ONCE_MAX {
+                return Ok(());
+            }
+        }
     }
 
     /// How often [`Service::look_after_groups`] is due: often enough that no limit of time is passed by much.

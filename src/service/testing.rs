@@ -243,6 +243,25 @@ impl TestNode {
         rejection
     }
 
+    /// Sends requests one after the other, one of which `rule` must refuse with exactly this code, leaving every table as it was.
+    pub(crate) async fn refuses_one_of(
+        &self,
+        rule: &str,
+        via: Via<'_>,
+        requests: &[ClientRequest],
+        code: ErrorCode,
+    ) -> Rejection {
+        for request in requests {
+            let before = self.tables().await;
+            if let Err(rejection) = self.ask(via, request).await {
+                assert_eq!(rejection.code, code, "{rule}");
+                self.expect_unchanged(rule, &before).await;
+                return rejection;
+            }
+        }
+        panic!("{rule}: all {} were accepted", requests.len());
+    }
+
     /// Sends one lane batch as the node of `hub`.
     pub(crate) async fn lane(&self, hub: &str, batch: &LaneBatch) -> LaneResult {
         let request = PeerRequest::Lanes(vec![batch.clone()].into());

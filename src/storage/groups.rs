@@ -210,7 +210,7 @@ impl AcceptRequest {
     }
 }
 
-/// Makes groups that were deleted before a time disappear with everything of theirs. Answers how many there were.
+/// Makes groups that were deleted before a time disappear with everything of theirs. Answers which ones.
 pub struct PurgeGroups {
     /// Groups closed before this go.
     pub closed_before: UnixMillis,
@@ -220,9 +220,9 @@ pub struct PurgeGroups {
 
 impl Transaction for PurgeGroups {
     const NAME: &'static str = "purge_groups";
-    type Answer = u64;
+    type Answer = Vec<String>;
 
-    async fn apply(&self, connection: &mut Connection) -> Result<u64, Fault> {
+    async fn apply(&self, connection: &mut Connection) -> Result<Vec<String>, Fault> {
         let failed = "could not purge deleted groups";
         let closed = sqlx::query("SELECT group_id FROM groups WHERE closed_at_ms < $1 ORDER BY closed_at_ms LIMIT $2")
             .bind(integer(self.closed_before.0))
@@ -230,8 +230,8 @@ impl Transaction for PurgeGroups {
             .fetch_all(&mut *connection)
             .await
             .context(failed)?;
-        for row in &closed {
-            let group_id: String = row.try_get("group_id").context(failed)?;
+        let closed: Vec<String> = closed.iter().map(|row| row.try_get("group_id").context(failed)).collect::<Result<_, _>>()?;
+        for group_id in &closed {
             let frames = sqlx::query("DELETE FROM lane_frames WHERE group_id = $1 RETURNING body_id")
                 .bind(group_id.as_str())
                 .fetch_all(&mut *connection)
@@ -248,7 +248,7 @@ impl Transaction for PurgeGroups {
                     .context(failed)?;
             }
         }
-        Ok(closed.len() as u64)
+        Ok(closed)
     }
 }
 

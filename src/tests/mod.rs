@@ -1,5 +1,6 @@
 //! Tests of the house itself: who imports whom, and that rules, code and documentation keep in step.
 
+mod conformance;
 pub(crate) mod forged;
 mod layers;
 mod model;

@@ -32,7 +32,7 @@ pub(super) fn unit_tests() -> Vec<UnitTest> {
 }
 
 /// The tests in one file; `path` is within `src/`.
-fn tests_of(path: &str, text: &str) -> Vec<UnitTest> {
+pub(super) fn tests_of(path: &str, text: &str) -> Vec<UnitTest> {
     let module = path.trim_end_matches(".rs").trim_end_matches("/mod");
     let mut modules: Vec<(usize, String)> = match module {
         "lib" => Vec::new(),

@@ -180,7 +180,11 @@ pub fn refused_as(address: IpAddr) -> Option<&'static str> {
 
 /// The IPv4 address to which packets for an IPv6 address of a transition format go in the end.
 fn carried_ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    // `::` and `::1` look like wrappings of 0.0.0.0 and 0.0.0.1 and are none.
     let IpAddr::V6(v6) = address else { return None };
+    if v6.is_unspecified() || v6.is_loopback() {
+        return None;
+    }
     let [.., w, x, y, z] = v6.octets();
     if [V4_MAPPED, V4_COMPATIBLE, NAT64].iter().any(|network| network.contains(address)) {
         Some(Ipv4Addr::new(w, x, y, z))
@@ -378,6 +382,7 @@ mod tests {
         let inner = AddressPolicy::exempting(Network::LOOPBACK);
         assert!(inner.check(&peer, ip("::ffff:127.0.0.1")).is_err());
         assert_eq!(inner.check(&peer, ip("127.0.0.1")), Ok(()));
+        assert_eq!(inner.check(&peer, ip("::1")), Ok(()), "which wraps nothing");
     }
 
     #[test]

@@ -71,3 +71,45 @@ async fn a_lost_device_is_removed_from_every_group() -> Result<(), Fault> {
     }
     gathering.stop().await
 }
+
+// Shows: of many members who all learn of a removal, about one commits it: one epoch, and few Commits in vain (S13). Failure: a
+// group that needs several epochs, or in which most members make a Commit.
+// covers S13
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_members_about_one_commits_a_removal() -> Result<(), Fault> {
+    const OTHERS: usize = 12;
+    let gathering = Gathering::start(1, &Limits::default()).await?;
+    let alice = gathering.enrol(0, "alice").await?;
+    let laptop = gathering.pair(&alice, "laptop", "alice-laptop").await?;
+    let mut others = Vec::new();
+    for number in 0..OTHERS {
+        others.push(gathering.enrol(0, &format!("member-{number}")).await?);
+    }
+    let group = gathering.group(&alice, &others.iter().collect::<Vec<_>>()).await?;
+    let mut all: Vec<Listening> = others.iter().map(Listening::new).collect();
+    all.push(Listening::new(&alice));
+    all.push(Listening::new(&laptop));
+    let everyone: Vec<_> = all.iter().map(|listening| listening.client.uri().clone()).collect();
+    for listening in &all {
+        listening.sees(&group, &everyone.iter().collect::<Vec<_>>()).await?;
+    }
+    let (before, _) = alice.members(&group).await.context("no members")?;
+    alice.remove_device("laptop").await.context("not removed")?;
+    let (_gone, stay) = all.split_last().context("they are there")?;
+    let left: Vec<_> = stay.iter().map(|listening| listening.client.uri()).collect();
+    for listening in stay {
+        listening.sees(&group, &left).await?;
+    }
+    let (after, _) = alice.members(&group).await.context("no members")?;
+    assert_eq!(after, before + 1);
+    let names = (0..OTHERS).map(|number| format!("member-{number}")).chain(["alice".to_owned()]);
+    let in_vain = names
+        .map(|name| std::fs::read_to_string(gathering.world.log_path(&name)).context("no log"))
+        .collect::<Result<Vec<_>, Fault>>()?
+        .iter()
+        .map(|log| log.matches("\"commit_refused\"").count())
+        .sum::<usize>();
+    println!("{in_vain} Commits of {} members were in vain", OTHERS + 1);
+    assert!(in_vain <= OTHERS * 2 / 3, "{in_vain} Commits in vain");
+    gathering.stop().await
+}

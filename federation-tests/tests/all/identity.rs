@@ -36,6 +36,9 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// A changed file is to be in force after two looks, a second apart; the rest is for a slow machine.
 const TAKEN_UP_MAX: Duration = Duration::from_secs(15);
 
+/// A node that is told to dial does so at once; the rest is for a slow machine.
+const DIALLED_MAX: Duration = Duration::from_secs(30);
+
 /// Who vouches for a certificate, or why nobody should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Vouched {
@@ -183,7 +186,9 @@ async fn ask(node: &Node, peer: &Domain) -> Result<Vec<u8>, PeerError> {
 async fn outbound(pair: &Pair, certificate: &TlsCertificate) -> Answer {
     let b = domain("b.test");
     pair.peer.set_server_config(Some(accepting_config(&pair.ca, certificate).expect("a configuration")));
-    let (asked, answer) = tokio::join!(ask(&pair.node, &b), answer_one(&pair.peer));
+    let answering = tokio::time::timeout(DIALLED_MAX, answer_one(&pair.peer));
+    let (asked, answer) = tokio::join!(ask(&pair.node, &b), answering);
+    let answer = answer.unwrap_or_else(|_| panic!("nobody dialled: {asked:?}"));
     match (&asked, &answer) {
         (Ok(_), None) => {}
         (Err(error), Some(_)) => assert_eq!(error.why, Why::Certificate, "{error}"),
@@ -208,12 +213,9 @@ async fn every_kind_of_certificate_gets_its_answer_in_both_directions() {
         let kinds = NAMES.iter().flat_map(|named| USAGES.iter().map(move |usage| (*named, *usage)));
         kinds.map(|(named, usage)| (vouched, named, usage, issue(issuer, vouched, named, usage))).collect::<Vec<_>>()
     };
-    let mut cells: Vec<_> = [Vouched::OwnCa, Vouched::OtherCa, Vouched::Expired].into_iter().flat_map(certificates).collect();
-    let revoked = certificates(Vouched::Revoked);
+    let groups = [Vouched::OwnCa, Vouched::OtherCa, Vouched::Expired, Vouched::Revoked, Vouched::Pinned].map(certificates);
     let list = dir.path().join("crl.pem");
-    revoke(&list, &ca, &revoked.iter().map(|(_, _, _, certificate)| leaf(certificate)).collect::<Vec<_>>());
-    cells.extend(revoked);
-    let pinned = certificates(Vouched::Pinned);
+    revoke(&list, &ca, &groups[3].iter().map(|(_, _, _, certificate)| leaf(certificate)).collect::<Vec<_>>());
 
     let mut config = world.config(0).expect("a configuration");
     config.tls.crls = vec![list];
@@ -221,14 +223,8 @@ async fn every_kind_of_certificate_gets_its_answer_in_both_directions() {
     let peer = endpoint::bind(world.site(1).federation, None, &EndpointSecret::generate()).expect("an endpoint");
     let mut pair = Pair { world, node, ca, peer };
     let (mut wrong, mut welcome, mut handshakes) = (Vec::new(), 0, 0);
-    for (group, cells) in [cells, pinned].into_iter().enumerate() {
-        if group == 1 {
-            // With a pin, nothing else counts for its domain: a node of its own.
-            pair.node.stop().await.expect("it stops");
-            config.peers.entry(domain("b.test")).or_default().pins.push(Pin(other.spki_hash()));
-            pair.node = Node::start(&config).await.expect("a node");
-        }
-        for (vouched, named, usage, certificate) in &cells {
+    for cells in &groups {
+        for (vouched, named, usage, certificate) in cells {
             for direction in [Direction::Inbound, Direction::Outbound] {
                 let answer = match direction {
                     Direction::Inbound => inbound(&pair, certificate).await,
@@ -242,6 +238,13 @@ async fn every_kind_of_certificate_gets_its_answer_in_both_directions() {
                 }
             }
         }
+        // A node of its own for each group: one node leaves an address alone at which it has found no peer too often. The last
+        // group has a pin, with which nothing else counts for the domain.
+        pair.node.stop().await.expect("it stops");
+        if cells.iter().any(|(vouched, ..)| *vouched == Vouched::Revoked) {
+            config.peers.entry(domain("b.test")).or_default().pins.push(Pin(other.spki_hash()));
+        }
+        pair.node = Node::start(&config).await.expect("a node");
     }
     pair.node.stop().await.expect("it stops");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

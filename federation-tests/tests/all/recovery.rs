@@ -47,7 +47,7 @@ async fn a_client_whose_queue_ran_over_resyncs_by_itself() -> Result<(), Fault> 
     let gathering = Gathering::start(2, &Limits { queue_entries_max: 10, ..Limits::default() }).await?;
     let (alice, bob) = (gathering.enrol(0, "alice").await?, gathering.enrol(1, "bob").await?);
     let group = gathering.group(&alice, &[&bob]).await?;
-    bob.sync().await.context("cannot sync")?;
+    Listening::new(&bob).sees(&group, &[alice.uri(), bob.uri()]).await?;
     let listening = Listening::new(&alice);
     for number in 0..30 {
         alice.send(&group, &format!("unread {number}")).await.context("cannot send")?;
@@ -75,7 +75,7 @@ async fn what_would_run_out_is_renewed_in_time() -> Result<(), Fault> {
     let gathering = Gathering::start(2, &Limits::default()).await?;
     let (alice, bob) = (gathering.enrol(0, "alice").await?, gathering.enrol(1, "bob").await?);
     let group = gathering.group(&alice, &[&bob]).await?;
-    bob.sync().await.context("cannot sync")?;
+    Listening::new(&bob).sees(&group, &[alice.uri(), bob.uri()]).await?;
     let (before, _) = bob.members(&group).await.context("no members")?;
     let generation = bob.renew_queue().await.context("no new generation")?;
     assert_eq!(bob.queue_state().await.context("no queue")?.generation, generation);

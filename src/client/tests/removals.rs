@@ -69,6 +69,35 @@ fn a_member_commits_what_the_hub_proposes_and_the_target_does_not() {
 }
 
 #[test]
+fn who_may_stay_asks_but_not_who_left_or_was_replaced() {
+    let (a, b, mut alice, mut bob, group) = pair();
+    let proposal = remove(&a, &alice, &bob, &group);
+    assert!(bob.core.going().is_empty());
+    bob.deliver(&group, 1, &proposal, None);
+    assert_eq!(bob.core.going(), std::slice::from_ref(&group));
+    bob.core.group_mut(&group).expect("is there").status = GroupStatus::Leaving;
+    assert!(bob.core.going().is_empty(), "it asked for it");
+    // Another phone of bob's, made from a backup, has come in.
+    bob.core.group_mut(&group).expect("is there").status = GroupStatus::Member;
+    let mut again = bob.again(&b, "phone");
+    again.core.pin(&a.domain, &a.info).expect("is pinned");
+    let mls = &alice.core.groups[&group];
+    let info =
+        mls.export_group_info(openmls_traits::OpenMlsProvider::crypto(&alice.core.provider), &alice.core.leaf.signer(), false);
+    let state = GroupState { group_info: info.expect("is made").to_bytes().expect("encodes").into(), ..tree_of(&alice, &group) };
+    let Ok(crate::client::joining::MadeJoin::Made(made)) = again.core.make_join(&group, &state, false, None) else {
+        panic!("not made")
+    };
+    let (update, _) = update_of(&made);
+    let receipt = a.receipt(&group, 2, &update.commit);
+    for member in [&mut alice, &mut bob] {
+        member.deliver(&group, 2, &update.commit, Some(receipt.clone()));
+    }
+    bob.deliver(&group, 2, &remove(&a, &alice, &bob, &group), None);
+    assert!(bob.core.is_going(&group) && bob.core.going().is_empty(), "the other one is bob's phone now");
+}
+
+#[test]
 fn what_the_hub_removes_already_is_not_removed_twice() {
     let (a, _b, mut alice, bob, group) = pair();
     alice.deliver(&group, 1, &remove(&a, &alice, &bob, &group), None);

@@ -112,6 +112,18 @@ fn so_many_are_pending_at_once_and_the_rest_follow() {
 }
 
 #[test]
+fn a_withdrawn_remove_that_is_wanted_again_counts_like_a_new_one() {
+    let (mut hub, _, _) = group(&["bob@b.test", "carol@a.test", "dave@b.test"]);
+    hub.limits.removals_at_once_max = 2;
+    want(&mut hub, &[(1, Cause::Expired), (2, Cause::Expired)]);
+    hub.act(|_, state| removal::withdraw(state, 1)).expect("taken back");
+    assert_eq!(want(&mut hub, &[(3, Cause::Expired)]).len(), 1);
+    assert!(want(&mut hub, &[(1, Cause::Expired)]).is_empty(), "everybody has it already");
+    let pending: Vec<u32> = hub.state().head.pending_removes().map(|(target, _)| target).collect();
+    assert_eq!((pending, hub.state().head.removals.len()), (vec![2, 3], 3));
+}
+
+#[test]
 fn a_user_leaves_with_all_its_leaves() {
     let (mut hub, mut alice, mut others) = group(&["bob@b.test", "carol@a.test"]);
     let mut laptop = alice.device("laptop");

@@ -52,11 +52,15 @@ impl Group {
         self.devices.iter().filter(move |(_, device)| people.devices[**device].uri.user() == user).map(|(leaf, _)| *leaf)
     }
 
-    /// Wants a leaf removed; returns whether that is news. Who may not come back replaces who may.
+    /// Wants a leaf removed; returns whether that is news: whether it was not wanted, or for a less final cause.
     pub(super) fn want(&mut self, leaf: u32, cause: Cause) -> bool {
-        let returns = |cause: Cause| !matches!(cause, Cause::Left | Cause::Declined | Cause::ClientRevoked | Cause::UserDeleted);
+        let finality = |cause: Cause| match cause {
+            Cause::Inactive | Cause::QueueRejected => 0,
+            Cause::Expired | Cause::Replaced => 1,
+            Cause::Left | Cause::Declined | Cause::ClientRevoked | Cause::UserDeleted => 2,
+        };
         match self.wanted.get(&leaf) {
-            Some(known) if !returns(*known) || returns(cause) => false,
+            Some(known) if finality(*known) >= finality(cause) => false,
             _ => {
                 self.wanted.insert(leaf, cause);
                 true
