@@ -102,8 +102,10 @@ impl Service {
         }
         let now = UnixMillis::now();
         let keys = revoked_keys(status).map_err(|_| ErrorCode::Malformed)?;
-        // However long the list says it is good for: a domain is asked again within our own time.
-        let keys = keys.good_for(UnixMillis(status.next_update_ms.min(now.plus(CREDENTIAL_STATUS_LIFETIME).0)));
+        // However long the list says it is good for, a domain is asked again within our own time; and however short, what it has
+        // said just now can be decided on.
+        let (soonest, latest) = (now.plus(CREDENTIAL_STATUS_RETRY), now.plus(CREDENTIAL_STATUS_LIFETIME));
+        let keys = keys.good_for(UnixMillis(status.next_update_ms).clamp(soonest, latest));
         let kept = KeepStatus { domain: domain.clone(), version: status.version, status: encode(status) };
         let is_new = self.storage.write(kept).await?;
         self.directory.know_status(domain, status.version, keys);
@@ -127,9 +129,15 @@ impl Service {
         let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
         let failure = match self.peers.request(domain, &request, CREDENTIAL_STATUS_BYTES_MAX, deadline).await {
             Ok(answer) => match decode(&answer) {
-                Ok(PeerResponse::CredentialStatus(status)) => return self.take_status(domain, &status).await,
-                // A domain without such a list revokes nothing that we could know of.
-                Ok(PeerResponse::Error(rejection)) if rejection.code == ErrorCode::Unsupported => {
+                Ok(PeerResponse::CredentialStatus(status)) => {
+                    self.take_status(domain, &status).await?;
+                    if self.directory.revoked().get(domain).is_some_and(|known| known.is_fresh(now)) {
+                        return Ok(());
+                    }
+                    not_understood(domain, "its list of revoked keys is older than one that it gave before")
+                }
+                // A domain that never had such a list revokes nothing that we could know of.
+                Ok(PeerResponse::Error(rejection)) if rejection.code == ErrorCode::Unsupported && known_version == 0 => {
                     let keys = RevokedKeys::new([], now.plus(CREDENTIAL_STATUS_LIFETIME));
                     self.directory.know_status(domain, known_version, keys);
                     return Ok(());

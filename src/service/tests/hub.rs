@@ -86,6 +86,11 @@ async fn a_list_of_revoked_keys_is_its_domains_own_and_signed_by_it() {
     // An older one is no news, whoever repeats it.
     node.takes_status("b.test", &status("b.test", 6, [3; 32]).sign(b)).await;
     assert!(knows([2; 32]) && !knows([3; 32]));
+    // One that is overdue when it comes, as of a domain whose clock is wrong, can be decided on all the same.
+    let overdue = CredentialStatus { next_update_ms: 1, ..status("b.test", 8, [4; 32]) };
+    node.takes_status("b.test", &overdue.sign(b)).await;
+    assert!(knows([4; 32]));
+    assert!(node.service.directory.revoked().get(&b_test).is_some_and(|keys| keys.is_fresh(UnixMillis::now())));
 }
 
 // covers DS-205
