@@ -385,6 +385,42 @@ pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
 
+// --- The admin interface ---
+
+/// The admin interface: connections at once on the socket, and as many on TCP. More wait their turn.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+
+/// The admin interface: how long a request's head, and then its body, may take to arrive.
+pub const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The admin interface: how long one connection, which carries one request, may last. Longer than anything that is asked there
+/// takes, a look at another domain included.
+pub const ADMIN_CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// The admin interface: the largest head of a request, in octets.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// The admin interface: the most header fields of a request.
+pub const ADMIN_HEADERS_MAX: usize = 32;
+
+/// The admin interface: the largest body of a request, in octets.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// The admin interface: the most rows of an answer, lanes and dead letters above all.
+pub const ADMIN_ROWS_MAX: usize = 10_000;
+
+/// The largest answer that an operator's command takes from the admin interface, in octets.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The peers that have metrics of their own; the others are summed up.
+pub const METRICS_PEERS_MAX: usize = 256;
+
+/// How long a write that only shows whether the disk can be written may take.
+pub const TRY_WRITING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often what all queues hold is counted anew for metrics: it costs a look at each queue.
+pub const QUEUE_TOTALS_INTERVAL: Duration = Duration::from_secs(60);
+
 // --- Stopping ---
 
 /// How long a node waits for work in progress when it is told to stop.

@@ -3,5 +3,8 @@
 pub mod client;
 pub mod node;
 
+mod admin;
 mod certs;
+mod peers;
+mod table;
 mod users;

@@ -13,6 +13,7 @@ pub mod error;
 pub mod gate;
 pub mod hello;
 pub mod pool;
+pub mod traffic;
 
 pub use backoff::Backoff;
 pub use dial::DialSettings;
@@ -20,6 +21,7 @@ pub use error::{PeerError, Sent, Why};
 pub use gate::{GateState, GateStatus};
 pub use hello::{Hello, answer_hello};
 pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod answers;
+pub mod backlog;
 pub mod blocks;
 pub mod clients;
 pub mod deliveries;
@@ -30,6 +31,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::DATABASE_READERS;
 use writer::Writer;
+pub use writer::WriterCounts;
 
 /// The connection type of the backend; statements are written against it.
 pub type Connection = SqliteConnection;
@@ -100,6 +102,11 @@ impl Storage {
         transaction: T,
     ) -> Result<impl Future<Output = Result<T::Answer, Fault>> + Send + use<T>, Fault> {
         self.writer.submit(transaction).await
+    }
+
+    /// What was written since the start.
+    pub fn writes(&self) -> &WriterCounts {
+        self.writer.counts()
     }
 
     /// Finishes the queued writes and closes the database. The writer goes last: the last connection to close empties the
