@@ -185,6 +185,37 @@ pub const LANES_PER_BATCH_MAX: usize = 64;
 /// The frames of a lane whose answers the receiver keeps, so that a repeat is answered as before. At least one batch.
 pub const LANE_ANSWERS_KEPT: u64 = 1_024;
 
+/// The requests with frames that are on their way to one peer at once; a lane is in at most one of them.
+pub const LANE_REQUESTS_AT_ONCE_MAX: usize = 4;
+
+/// While a request with frames is not answered for so long, the next one, with frames of other lanes, goes out beside it. Sooner
+/// would make many small requests of few large ones.
+pub const LANE_REQUEST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// A peer that asks for a longer wait before its lanes are tried again is asked again all the same after this long.
+pub const LANE_RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// How often the bounds of lanes are looked at. A lane can be over them for so long.
+pub const LANE_BOUNDS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A lane that is over a bound loses this part of what it may hold besides what is over, so that it does not end again at once.
+pub const LANE_SLACK_DIVISOR: u64 = 16;
+
+/// How many dead frames of a lane are swept away in one transaction.
+pub const LANE_SWEEP_AT_ONCE_MAX: u64 = 500;
+
+/// How many different sets of recipients of lost frames are looked at, to tell those who are no members any more.
+pub const LANE_LOST_RECIPIENTS_MAX: usize = 64;
+
+/// How many frames' sizes are read at once when a lane is over a bound.
+pub const LANE_SIZES_AT_ONCE_MAX: usize = 4_096;
+
+/// The dead letters that are kept of one domain: the newest.
+pub const DEAD_LETTERS_PER_DOMAIN_MAX: u64 = 1_000;
+
+/// And for how long.
+pub const DEAD_LETTERS_KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
 // --- Requests and their stored answers ---
 
 /// One client request on the node, proxying included.

@@ -7,7 +7,7 @@ use super::{Failure, Service};
 use crate::base::{Domain, UnixMillis};
 use crate::qs::lanes::{FrameHead, check_batch, check_request, frame_digest};
 use crate::storage::deliveries::DeliveryWrite;
-use crate::storage::lanes::{ArrivedFrame, TakeFrames, Taken};
+use crate::storage::lanes_in::{ArrivedFrame, TakeFrames, Taken};
 use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult};
 use crate::wire::qs::{Delivery, QueueingServiceResponse};
 use crate::wire::{ErrorCode, List, Rejection, encode};

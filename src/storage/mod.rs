@@ -8,12 +8,14 @@ pub mod answers;
 pub mod backlog;
 pub mod blocks;
 pub mod clients;
+pub mod dead_letters;
 pub mod deliveries;
 pub mod groups;
 pub mod housekeeping;
 mod invites;
 pub mod key_packages;
 pub mod lanes;
+pub mod lanes_in;
 pub mod queues;
 pub mod settings;
 pub mod status;
@@ -138,6 +140,7 @@ fn migrator() -> Migrator {
         (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
         (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
+        (5, "dead_letters", include_str!("migrations/sqlite/0005_dead_letters.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)
