@@ -5,6 +5,7 @@ pub mod node;
 
 mod admin;
 mod certs;
+mod lanes;
 mod peers;
 mod table;
 mod users;

@@ -32,7 +32,7 @@ pub mod route;
 pub mod wakeups;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

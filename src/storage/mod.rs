@@ -5,7 +5,6 @@
 
 pub mod accounts;
 pub mod answers;
-pub mod backlog;
 pub mod blocks;
 pub mod clients;
 pub mod dead_letters;
@@ -16,6 +15,7 @@ mod invites;
 pub mod key_packages;
 pub mod lanes;
 pub mod lanes_in;
+pub mod probe;
 pub mod queues;
 pub mod settings;
 pub mod status;

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use super::router::Admin;
 use super::view::{CountsView, InFlightView, LastErrorView, PeerView, QueuedView};
-use crate::base::limits::PEERS_MAX;
 use crate::base::{Domain, Fault, UnixMillis};
 use crate::federation::{GateState, PeerStatus, PeerTraffic};
 use crate::identity::tls::days_left;
-use crate::storage::backlog::Backlog;
+use crate::storage::lanes::LaneTotals;
 
 /// A time of the monotonic clock as one of the calendar, the same each time it is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -58,24 +57,28 @@ impl Admin {
         let pool = self.service.peers();
         let statuses: BTreeMap<Domain, PeerStatus> =
             pool.statuses().into_iter().map(|status| (status.domain.clone(), status)).collect();
-        let backlogs = self.service.storage().backlogs(PEERS_MAX).await?;
-        let backlogs: BTreeMap<Domain, Backlog> = backlogs.into_iter().map(|backlog| (backlog.domain.clone(), backlog)).collect();
+        let waiting = self.service.storage().lane_totals().await?;
+        let waiting: BTreeMap<Domain, LaneTotals> = waiting.into_iter().map(|totals| (totals.domain.clone(), totals)).collect();
+        let dead = self.service.storage().dead_letter_totals().await?;
+        let dead: BTreeMap<Domain, u64> = dead.into_iter().map(|totals| (totals.domain, totals.letters)).collect();
         let certificates = pool.tls().peers_not_after();
         let mut domains: BTreeSet<Domain> = self.config.peers.keys().cloned().collect();
-        domains.extend(statuses.keys().chain(backlogs.keys()).chain(certificates.keys()).cloned());
+        domains.extend(statuses.keys().chain(waiting.keys()).chain(dead.keys()).chain(certificates.keys()).cloned());
         domains.extend(pool.traffic().domains());
         let views = domains.into_iter().map(|domain| {
             let mut view = self.untried(&domain);
             if let Some(status) = statuses.get(&domain) {
                 self.put_status(&mut view, status);
             }
-            if let Some(backlog) = backlogs.get(&domain) {
+            if let Some(totals) = waiting.get(&domain) {
                 view.queued = QueuedView {
-                    frames: backlog.frames,
-                    lanes: backlog.lanes,
-                    oldest_age_seconds: Some(now.0.saturating_sub(backlog.oldest.0) / 1000),
+                    frames: totals.frames,
+                    bytes: totals.octets,
+                    lanes: totals.lanes,
+                    oldest_age_seconds: Some(age_seconds(totals.undelivered_since, now)),
                 };
             }
+            view.dead_letters = dead.get(&domain).copied().unwrap_or_default();
             view.certificate_days_left = certificates.get(&domain).map(|end| days_left(*end, now));
             if let Some(traffic) = pool.traffic().known(&domain) {
                 put_traffic(&mut view, &traffic);
@@ -101,6 +104,7 @@ impl Admin {
             connected: None,
             certificate_days_left: None,
             configured: self.config.peers.contains_key(domain),
+            dead_letters: 0,
             queued: QueuedView::default(),
             in_flight: InFlightView::default(),
             counts: CountsView::default(),
@@ -121,6 +125,11 @@ impl Admin {
         });
         view.connected = status.connected;
     }
+}
+
+/// How long ago that was.
+pub(super) fn age_seconds(then: UnixMillis, now: UnixMillis) -> u64 {
+    now.0.saturating_sub(then.0) / 1000
 }
 
 /// Puts in what went to and came from a peer.

@@ -17,7 +17,7 @@ use crate::identity::tls::days_left;
 use crate::node::config::Config;
 use crate::node::metrics::{self, Metrics};
 use crate::service::Service;
-use crate::storage::backlog::TryWriting;
+use crate::storage::probe::TryWriting;
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +117,8 @@ enum Route {
     Allow,
     FlushPeer,
     Flush,
+    Lanes,
+    DeadLetters,
     Reload,
 }
 
@@ -133,6 +135,8 @@ const ROUTES: &[(Method, &str, Route)] = &[
     (Method::POST, "/peers/DOMAIN/allow", Route::Allow),
     (Method::POST, "/peers/DOMAIN/flush", Route::FlushPeer),
     (Method::POST, "/flush", Route::Flush),
+    (Method::GET, "/lanes", Route::Lanes),
+    (Method::GET, "/dead-letters", Route::DeadLetters),
     (Method::POST, "/reload", Route::Reload),
 ];
 
@@ -167,6 +171,13 @@ fn route<'a>(method: &Method, path: &'a str) -> Result<(Route, &'a str), Refusal
     let allow = others.join(", ");
     let message = format!("{path} takes {allow}, not {method}");
     Err(Refusal { allow: Some(allow), ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message) })
+}
+
+/// The domain of `?domain=`, if there is one; nothing else may be asked.
+fn of_domain(head: &Parts) -> Result<Option<Domain>, Refusal> {
+    let Some(query) = head.uri.query().filter(|query| !query.is_empty()) else { return Ok(None) };
+    let domain = query.strip_prefix("domain=").and_then(|domain| domain.parse().ok());
+    domain.map(Some).ok_or_else(|| Refusal::bad_request("the query may be domain=DOMAIN and nothing else"))
 }
 
 /// The optional body of what changes something.
@@ -262,6 +273,8 @@ impl Admin {
                 peers.flush(None);
                 Ok(ok(&FlushedView { flushed: None }))
             }
+            Route::Lanes => Ok(ok(&self.lanes(of_domain(head)?.as_ref()).await?)),
+            Route::DeadLetters => Ok(ok(&self.dead_letters(of_domain(head)?.as_ref()).await?)),
             Route::Reload => {
                 let reload = self.reload.clone();
                 let read = tokio::task::spawn_blocking(move || reload()).await;
@@ -302,3 +315,6 @@ impl Admin {
         json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &view)
     }
 }
+
+#[cfg(test)]
+mod tests;

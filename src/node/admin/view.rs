@@ -60,6 +60,8 @@ pub struct PeerView {
     pub configured: bool,
     /// What waits for it on disk.
     pub queued: QueuedView,
+    /// Incarnations of lanes to it that ended before all their frames were delivered, as far as they are kept.
+    pub dead_letters: u64,
     /// What is on its way to it.
     pub in_flight: InFlightView,
     /// What went to and came from it since the node started.
@@ -80,9 +82,11 @@ pub struct LastErrorView {
 pub struct QueuedView {
     /// Frames.
     pub frames: u64,
+    /// Their octets.
+    pub bytes: u64,
     /// Lanes, one for each group.
     pub lanes: u64,
-    /// The age of the oldest frame; `None` when nothing waits.
+    /// How long the oldest undelivered frame has waited; `None` when nothing waits.
     pub oldest_age_seconds: Option<u64>,
 }
 
@@ -126,4 +130,56 @@ pub struct FlushedView {
 pub struct ReloadedView {
     /// The TLS files were read, and what they hold is in use.
     pub reloaded: bool,
+}
+
+/// A lane in which frames wait, in `GET /lanes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// The domain that the frames are for.
+    pub domain: Domain,
+    /// The group that they are of.
+    pub group: String,
+    /// The lane's incarnation, hexadecimal.
+    pub incarnation: String,
+    /// The sequence of the first frame that waits.
+    pub first_sequence: u64,
+    /// Frames that wait.
+    pub frames: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// When the oldest undelivered frame was accepted.
+    pub undelivered_since: String,
+    /// How long ago that is.
+    pub oldest_age_seconds: u64,
+    /// Since when the other side has refused even that the lane begins anew.
+    pub refused_since: Option<String>,
+}
+
+/// A lane's incarnation that ended before all its frames were delivered, in `GET /dead-letters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterView {
+    /// The domain that the frames were for.
+    pub domain: Domain,
+    /// The group that they were of.
+    pub group: String,
+    /// The incarnation, hexadecimal.
+    pub incarnation: String,
+    /// The first sequence that is lost.
+    pub first_sequence: u64,
+    /// Frames that are lost.
+    pub frames: u64,
+    /// Their octets, as far as they were still here.
+    pub bytes: u64,
+    /// The epoch of the first one.
+    pub epoch: u64,
+    /// The leaves that are told of the loss.
+    pub recipients: u64,
+    /// SHA-256 of the first one's message, hexadecimal, if it was still here.
+    pub digest: Option<String>,
+    /// Why, in a word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub detail: String,
+    /// When.
+    pub died_at: String,
 }
