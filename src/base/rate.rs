@@ -91,6 +91,13 @@ impl<K: Clone + Eq + Hash + Ord> RateLimiter<K> {
         Ok(())
     }
 
+    /// Fills the bucket of a key, as when its rate has changed.
+    pub fn forget(&mut self, key: &K) {
+        if let Some(full_at) = self.full_at.remove(key) {
+            self.by_time.remove(&(full_at, key.clone()));
+        }
+    }
+
     fn put(&mut self, key: &K, full_at: u64) {
         if let Some(old) = self.full_at.insert(key.clone(), full_at) {
             self.by_time.remove(&(old, key.clone()));
@@ -169,6 +176,8 @@ mod tests {
         assert_eq!(drain(&mut limiter, 2, START).0, 50, "the others have the common one");
         assert_eq!(limiter.take_at(&3, own, u32::MAX, START), Ok(()), "more than a bucket holds costs a whole one");
         assert!(limiter.take_at(&3, own, 1, START).is_err());
+        limiter.forget(&3);
+        assert_eq!((limiter.take_at(&3, own, 1, START), limiter.len()), (Ok(()), 3));
     }
 
     #[test]

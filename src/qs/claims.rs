@@ -124,6 +124,11 @@ impl ClaimRates {
         }
         Ok(())
     }
+
+    /// Forgets the claims of another domain together, as when its limit has changed.
+    pub fn forget_domain(&mut self, domain: &Domain) {
+        self.domains.forget(domain);
+    }
 }
 
 #[cfg(test)]
@@ -239,6 +244,8 @@ mod tests {
             assert_eq!(rates.take(&anna, &a, 3, later), Ok(()), "another's domain does not count");
         }
         let bea = user("mimi://b.test/u/bea");
+        assert!(rates.take(&bea, &a, 3, later).is_err());
+        rates.forget_domain(bea.domain());
         assert_eq!(rates.take(&bea, &a, 9, later), Ok(()), "a domain may have a limit of its own");
         assert_eq!(rates.take(&bob, &a, 3, start.plus(Duration::from_secs(60 * 60))), Ok(()), "an hour is over");
     }

@@ -26,6 +26,11 @@ impl Claims {
         Self(Mutex::new(ClaimRates::new(limits)))
     }
 
+    /// See [`ClaimRates::forget_domain`].
+    pub(super) fn forget_domain(&self, domain: &Domain) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget_domain(domain);
+    }
+
     /// See [`ClaimRates::take`].
     fn take(&self, asker: &UserUri, domain: &Domain, of_domain_max: u32, now: UnixMillis) -> Result<(), Rejection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take(asker, domain, of_domain_max, now)

@@ -162,7 +162,12 @@ impl Service {
         self.storage.write(keep).await?;
         tracing::info!(peer = %domain, said = text.as_deref().unwrap_or("nothing"), "what is said of a peer has changed");
         self.policy_work.forget(domain);
+        let limits_changed = policies.limits(domain) != next.limits(domain);
         self.peers.set_policies(next);
+        if limits_changed {
+            self.peer_rates.forget(domain);
+            self.claims.forget_domain(domain);
+        }
         Ok(())
     }
 

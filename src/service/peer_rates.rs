@@ -143,6 +143,17 @@ impl PeerRates {
         taken.map_err(|(wait, spent)| inner.over(peer, wait, spent, now))
     }
 
+    /// Forgets what `peer` has used up, and that it is refused: its limits have changed.
+    pub fn forget(&self, peer: &Domain) {
+        let mut inner = self.inner();
+        let Inner { requests, octets, connections, refused, .. } = &mut *inner;
+        for meter in [requests, octets, connections] {
+            meter.used.forget(peer);
+            meter.patience.forget(peer);
+        }
+        refused.remove(peer);
+    }
+
     /// Whether `peer` is refused and nobody has been told so.
     pub fn is_newly_refused(&self, peer: &Domain) -> bool {
         let mut inner = self.inner();
@@ -255,6 +266,10 @@ mod tests {
         assert_eq!(at_once, (50, 50, 20), "ten seconds' worth, as much patience, and then nothing");
         assert!(rates.is_newly_refused(&b) && !rates.is_newly_refused(&b), "said once");
         assert_eq!(asked(&rates, &c, &limits(), (40, 1), 1), (40, 0, 0), "another one has its own");
+        asked(&rates, &c, &limits(), (120, 1), 1);
+        assert!(rates.refused_until(&c, START).is_some());
+        rates.forget(&c);
+        assert_eq!(asked(&rates, &c, &limits(), (40, 1), 1), (40, 0, 0), "new limits, new bucket");
         let later = START.plus(PEER_REFUSED_FOR).minus(Duration::from_millis(1));
         let over = Over::Refused(Duration::from_millis(1));
         assert_eq!(rates.request(&b, 1, &limits(), later), Err(over));

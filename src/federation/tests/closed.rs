@@ -129,7 +129,7 @@ async fn policies_close_gates_before_anything_is_asked() {
 #[tokio::test]
 async fn a_flush_finds_a_peer_elsewhere_and_loses_no_request_under_way() {
     let ca = Ca::new("ca");
-    let (tls, here) = (ca.node("b.test"), own_loopback(8));
+    let tls = ca.node("b.test");
     let (old, peer) = (Node::start(&tls, "1"), domain("b.test"));
     let pool = pool_of(&ca, HashMap::new(), on_loopback());
     let at = |address| PeerOverride { addresses: Some(vec![address]), ..PeerOverride::default() };
@@ -146,7 +146,8 @@ async fn a_flush_finds_a_peer_elsewhere_and_loses_no_request_under_way() {
     }
 
     // It has moved; the old node still answers, as one that was restored elsewhere would.
-    let new = Node::start_at(here, &tls, "1", &EndpointSecret::generate());
+    let new = Node::start_at(own_loopback(8), &tls, "1", &EndpointSecret::generate());
+    let here = new.address();
     say(&pool, &peer, at(here));
     assert_eq!(pool.status(&peer).expect("known").connected, None);
     let error = stream.sender.write(b"two", soon()).await.expect_err("another connection is used");
