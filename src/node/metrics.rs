@@ -111,6 +111,7 @@ metrics! {
     PEER_REQUESTS_FAILED = Counter "mimi_peer_requests_failed_total" ["peer"] in "", "Those of them that got no answer";
     PEER_REQUESTS_RECEIVED = Counter "mimi_peer_requests_received_total" ["peer"] in "", "Other requests of the peer";
     PEER_REFUSED = Counter "mimi_peer_refused_total" ["peer"] in "", "Requests and lanes of the peer that this node has refused";
+    PEER_OVER_LIMITS = Counter "mimi_peer_over_limits_total" ["peer"] in "", "Requests and streams of the peer that were over its limits";
     PEER_DEAD_LETTERS = Gauge "mimi_peer_dead_letters" ["peer"] in "",
         "Incarnations of lanes to the peer that ended before all their frames were delivered, as far as they are kept";
     DIALS = Counter "mimi_dials_total" ["outcome"] in "", "Attempts to reach peers, each over all addresses of one, by outcome";
@@ -319,7 +320,7 @@ fn put_requests(samples: &mut Samples, from: &str, counts: &RequestCounts) {
 fn put_peers(samples: &mut Samples, mut peers: Vec<PeerView>) {
     peers.sort_by_key(|peer| {
         let troubled = !matches!(peer.state.as_str(), "up" | "untried");
-        (!peer.configured, peer.queued.frames == 0, !troubled, peer.domain.clone())
+        (!peer.policy.configured, peer.queued.frames == 0, !troubled, peer.domain.clone())
     });
     let others = peers.split_off(peers.len().min(METRICS_PEERS_MAX));
     for peer in &peers {
@@ -353,7 +354,7 @@ fn put_peer(samples: &mut Samples, name: &str, peers: &[PeerView]) {
         (&PEER_REQUESTS_IN_FLIGHT, sum(|peer| peer.in_flight.requests)),
     ];
     gauges.into_iter().for_each(|(metric, value)| samples.gauge(metric, &[name], value as f64));
-    let counters: [(&'static Metric, u64); 7] = [
+    let counters: [(&'static Metric, u64); 8] = [
         (&PEER_FRAMES_SENT, sum(|peer| peer.counts.frames_sent)),
         (&PEER_FRAMES_DELIVERED, sum(|peer| peer.counts.frames_delivered)),
         (&PEER_FRAMES_RECEIVED, sum(|peer| peer.counts.frames_received)),
@@ -361,6 +362,7 @@ fn put_peer(samples: &mut Samples, name: &str, peers: &[PeerView]) {
         (&PEER_REQUESTS_FAILED, sum(|peer| peer.counts.requests_failed)),
         (&PEER_REQUESTS_RECEIVED, sum(|peer| peer.counts.requests_received)),
         (&PEER_REFUSED, sum(|peer| peer.counts.refused)),
+        (&PEER_OVER_LIMITS, sum(|peer| peer.counts.over_limits)),
     ];
     counters.into_iter().for_each(|(metric, value)| samples.count(metric, &[name], value));
 }

@@ -18,10 +18,11 @@ use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TI
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
+use crate::service::peer_policy::stored_overrides;
 use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, Resolver, accept, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -47,11 +48,13 @@ impl Node {
         let admin_listener = AdminListener::bind(config).await?;
         let admin_tcp = admin_listener.tcp_address();
         let resolver = Resolver::new(&config.dns.resolver_settings())?;
-        let resolver = resolver.with_static(discovery::Service::Federation, config.static_addresses());
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
         let hello = Arc::new(OwnHello::new(config.domain.clone()));
-        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, config.dial_settings())?;
+        let mut dial_settings = config.dial_settings();
+        // In force before anything is sent or taken.
+        dial_settings.policies = dial_settings.policies.with_overrides(stored_overrides(&storage).await?);
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, dial_settings)?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =
@@ -65,7 +68,6 @@ impl Node {
         tasks.spawn(reload::run(reloader.clone(), stopping.clone()));
         let admin = Admin {
             service: service.clone(),
-            config: config.clone(),
             calendar: Calendar::now(),
             metrics: Metrics::new(reloader.counts().clone()),
             reload: {

@@ -6,6 +6,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
+use crate::base::limits::PeerLimits;
+use crate::federation::PeerOverride;
+use crate::federation::policy::Denial;
 
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +47,7 @@ pub struct PeerView {
     pub domain: Domain,
     /// `up`, `probing`, `backing_off`, `held`, `denied`; or `untried`: nobody has had a reason to dial it since the node started.
     pub state: String,
-    /// Since when; `None` for an untried one.
+    /// Since when; `None` for one that nobody has had a reason to dial.
     pub since: Option<String>,
     /// When it may be tried again, while it is backing off.
     pub retry_at: Option<String>,
@@ -56,8 +59,8 @@ pub struct PeerView {
     pub connected: Option<SocketAddr>,
     /// How long its certificate is valid still, in whole days, if it is connected in either direction.
     pub certificate_days_left: Option<i64>,
-    /// Whether the configuration file names it.
-    pub configured: bool,
+    /// What holds for it.
+    pub policy: PolicyView,
     /// What waits for it on disk.
     pub queued: QueuedView,
     /// Incarnations of lanes to it that ended before all their frames were delivered, as far as they are kept.
@@ -66,6 +69,24 @@ pub struct PeerView {
     pub in_flight: InFlightView,
     /// What went to and came from it since the node started.
     pub counts: CountsView,
+}
+
+/// Who has decided what about a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Why it may not federate: `not_listed`, `configuration`, `operator`; `None`: it may.
+    pub denied: Option<Denial>,
+    /// Whether nothing is sent to it.
+    pub held: bool,
+    /// Why, in an operator's words.
+    pub reason: Option<String>,
+    /// Whether the configuration file names it.
+    pub configured: bool,
+    /// How much it may ask for.
+    pub limits: PeerLimits,
+    /// What operators have said of it while the node ran; kept over a restart.
+    #[serde(rename = "override")]
+    pub said: Option<PeerOverride>,
 }
 
 /// Why a peer could not be reached.
@@ -116,6 +137,8 @@ pub struct CountsView {
     pub requests_received: u64,
     /// Its requests and lanes that we refused.
     pub refused: u64,
+    /// Its requests and streams that were over its limits.
+    pub over_limits: u64,
 }
 
 /// `POST /flush` and `POST /peers/DOMAIN/flush`.

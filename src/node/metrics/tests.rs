@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::base::count::Histogram;
-use crate::node::admin::view::{CountsView, InFlightView, QueuedView};
+use crate::base::limits::Limits;
+use crate::node::admin::view::{CountsView, InFlightView, PolicyView, QueuedView};
 
 const DOCUMENTATION: &str = include_str!("../../../docs/metrics.md");
 
@@ -72,7 +73,14 @@ fn peer(number: usize) -> PeerView {
         last_error: None,
         connected: None,
         certificate_days_left: Some(i64::try_from(number).expect("small")),
-        configured: false,
+        policy: PolicyView {
+            denied: None,
+            held: false,
+            reason: None,
+            configured: false,
+            limits: Limits::default().per_peer(),
+            said: None,
+        },
         queued: QueuedView::default(),
         dead_letters: 0,
         in_flight: InFlightView::default(),
@@ -122,7 +130,7 @@ fn peers_beyond_the_limit_are_one_and_those_in_trouble_are_not_among_them() {
     let last = peers.len() - 1;
     peers[last].state = "backing_off".to_owned();
     peers[last - 1].queued = QueuedView { frames: 7, oldest_age_seconds: Some(60), ..QueuedView::default() };
-    peers[last - 2].configured = true;
+    peers[last - 2].policy.configured = true;
     let mut samples = Samples::default();
     put_peers(&mut samples, peers);
     let text = encoded(samples);

@@ -6,10 +6,12 @@ use hyper::Request;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::base::limits::Limits;
+use crate::federation::PeerPolicies;
+use crate::federation::policy::Mode;
 use crate::node::reload::ReloadCounts;
 use crate::service::testing::TestNode;
 
-const SAMPLE: &str = include_str!("../../../../configs/node.toml");
 const DOCUMENTATION: &str = include_str!("../../../../docs/admin.md");
 
 struct Interface {
@@ -27,9 +29,12 @@ impl Interface {
             let reloading = reloading.clone();
             Arc::new(move || reloading.lock().expect("not poisoned").map_err(Fault::new))
         };
+        let configured =
+            ("configured.test".parse().expect("a domain"), PeerOverride { wildcard: Some(true), ..PeerOverride::default() });
+        let policies = PeerPolicies::new(Mode::Open, Limits::default().per_peer(), [configured].into());
+        node.service.peers().set_policies(policies);
         let admin = Admin {
             service: node.service.clone(),
-            config: Config::parse(&format!("{SAMPLE}\n[peers.\"configured.test\"]\nwildcard = true\n")).expect("valid"),
             calendar: Calendar::now(),
             metrics: Metrics::new(Arc::<ReloadCounts>::default()),
             reload,
@@ -111,7 +116,9 @@ async fn what_cannot_be_answered_is_refused_with_a_word_and_a_sentence() {
         ("GET", "/nowhere", "", 404, "not_found"),
         ("GET", "/peers/B.TEST", "", 400, "bad_request"),
         ("GET", "/peers/b..test", "", 400, "bad_request"),
-        ("GET", "/peers/unheard-of.test", "", 404, "unknown_peer"),
+        ("PUT", "/peers/b.test/override", "", 400, "bad_request"),
+        ("PUT", "/peers/b.test/override", "{\"port\":1}", 400, "bad_request"),
+        ("PUT", "/peers/b.test/override", "{\"limits\":{\"streams_max\":0}}", 400, "bad_request"),
         ("POST", "/peers/b.test/hold", "{", 400, "bad_request"),
         ("POST", "/peers/b.test/hold", "{\"why\":\"\"}", 400, "bad_request"),
         ("POST", "/peers/a.test/hold", "", 409, "refused"),
@@ -178,7 +185,7 @@ async fn peers_are_those_of_the_configuration_and_those_that_something_is_known_
     interface.node.add(&mut room, &bob).await;
     assert_eq!(names().await, ["b.test", "configured.test"]);
     let b = interface.ok("GET", "/peers/b.test", "").await;
-    assert_eq!((&b["state"], &b["queued"]["lanes"], &b["configured"]), (&json!("untried"), &json!(1), &json!(false)), "{b}");
+    assert_eq!((&b["state"], &b["queued"]["lanes"]), (&json!("untried"), &json!(1)), "{b}");
     assert!(b["queued"]["frames"].as_u64() > Some(0) && b["queued"]["oldest_age_seconds"].is_u64(), "{b}");
     let lanes = interface.ok("GET", "/lanes?domain=b.test", "").await;
     assert_eq!(lanes.as_array().map(Vec::len), Some(1), "{lanes}");
@@ -190,19 +197,34 @@ async fn peers_are_those_of_the_configuration_and_those_that_something_is_known_
 #[tokio::test]
 async fn an_operator_holds_denies_and_opens_again() {
     let interface = Interface::new().await;
-    let state = async |action: &str, body: &str| {
+    let after = async |action: &str, body: &str| {
         let peer = interface.ok("POST", &format!("/peers/b.test/{action}"), body).await;
-        assert!(peer["since"].as_str().is_some_and(|since| since.ends_with('Z')), "{peer}");
-        peer["state"].as_str().expect("a state").to_owned()
+        (peer["state"].as_str().expect("a state").to_owned(), peer["policy"].clone())
     };
-    assert_eq!(state("hold", "").await, "held");
-    assert_eq!(interface.ok("GET", "/peers/b.test", "").await["state"], "held");
-    assert_eq!(state("release", "{}").await, "up");
-    assert_eq!(state("deny", "{\"reason\":\"spam\"}").await, "denied");
-    assert_eq!(state("allow", "").await, "up");
-    assert_eq!(state("retry", "").await, "up");
+    let (state, policy) = after("hold", "{\"reason\":\"moving house\"}").await;
+    assert_eq!((state.as_str(), &policy["held"], &policy["reason"]), ("held", &json!(true), &json!("moving house")));
+    assert_eq!(policy["override"], json!({ "hold": true, "reason": "moving house" }));
+    assert_eq!(interface.ok("GET", "/peers", "").await[0]["state"], "held", "it is listed, though nobody has dialled it");
+    let (state, policy) = after("release", "").await;
+    assert_eq!((state.as_str(), &policy["held"], &policy["override"]), ("untried", &json!(false), &Value::Null));
+    let (state, policy) = after("deny", "{\"reason\":\"spam\"}").await;
+    assert_eq!((state.as_str(), &policy["denied"], &policy["reason"]), ("denied", &json!("operator"), &json!("spam")));
+    assert_eq!(after("allow", "").await.1["denied"], Value::Null);
+    assert_eq!(after("retry", "").await.0, "untried");
     assert_eq!(interface.ok("POST", "/peers/b.test/flush", "").await, json!({ "flushed": "b.test" }));
     assert_eq!(interface.ok("POST", "/flush", "").await, json!({ "flushed": null }));
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_peer_is_replaced_as_a_whole_and_forgotten() {
+    let interface = Interface::new().await;
+    let said = json!({ "addresses": ["192.0.2.7:7443"], "limits": { "streams_max": 3 } });
+    let peer = interface.ok("PUT", "/peers/b.test/override", &said.to_string()).await;
+    assert_eq!((&peer["policy"]["override"], &peer["policy"]["limits"]["streams_max"]), (&said, &json!(3)), "{peer}");
+    let peer = interface.ok("PUT", "/peers/b.test/override", "{\"access\":\"deny\"}").await;
+    assert_eq!((&peer["policy"]["override"], &peer["state"]), (&json!({ "access": "deny" }), &json!("denied")), "{peer}");
+    let peer = interface.ok("DELETE", "/peers/b.test/override", "").await;
+    assert_eq!((&peer["policy"]["override"], &peer["state"]), (&Value::Null, &json!("untried")), "{peer}");
 }
 
 #[tokio::test]
