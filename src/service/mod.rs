@@ -12,6 +12,7 @@
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
+//! | `lanes_fate`, `lanes_end` | what becomes of frames that are not taken, and of lanes that begin anew (X8) |
 
 pub mod accounts;
 pub mod credential_status;
@@ -19,6 +20,8 @@ pub mod delivery;
 pub mod directory;
 pub mod groups;
 pub mod keys;
+mod lanes_end;
+mod lanes_fate;
 pub mod lanes_in;
 pub mod lanes_out;
 pub mod ports;
