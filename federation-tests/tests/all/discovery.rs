@@ -290,7 +290,7 @@ async fn a_node_fails_over_in_priority_order() {
     }
 
     dns.set_srv("c.test", FEDERATION, vec![srv(0, 0, 1, ".")]).expect("a name");
-    assert_eq!(pair.unreachable(&domain("c.test")).await, Some(UnreachableReason::DoesNotFederate));
+    assert_eq!(pair.unreachable(&domain("c.test")).await, Some(UnreachableReason::RefusesFederation));
     assert_eq!(pair.unreachable(&domain("d.test")).await, Some(UnreachableReason::NoSuchDomain));
     dns.set_trouble("e.test", Some(Trouble::Failure)).expect("a name");
     assert_eq!(pair.unreachable(&domain("e.test")).await, Some(UnreachableReason::DnsFailure));
