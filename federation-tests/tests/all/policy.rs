@@ -242,3 +242,42 @@ async fn a_greedy_peer_is_told_to_wait_and_then_refused_while_others_are_served(
     assert_eq!(claim(&carol, "a.test").await.code, ErrorCode::UnknownUser, "c has done nothing");
     stage.stop().await
 }
+
+// Shows: a peer has so many streams and connections as it may, and no more: a further stream is told to wait, without its request
+// being read; a further connection is refused; when a stream ends, another one is answered.
+// Fails if: more are served at once, or fewer; the refusals have other codes.
+// Is no failure: that a stream which has ended counts for a moment more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_and_connections_of_a_peer_are_counted() -> Result<(), Fault> {
+    let mut stage = Stage::open(2, 23).await?;
+    let few = PeerLimitsOverride { streams_max: Some(2), handshakes_per_minute_max: Some(2), ..PeerLimitsOverride::default() };
+    let frugal = |config: &mut mimi_node::node::Config| {
+        config.peers.insert(domain("b.test"), Peer { limits: few, ..Peer::default() });
+    };
+    stage.world.change_config(0, frugal)?;
+    stage.restart(0).await?;
+    let (ca, own, to) = (stage.ca()?, stage.domain(1), stage.world.site(0).clone());
+    let config = peer_config(&ca, Some((&ca, &TlsCertificateOptions::for_domain(&own))))?;
+    let dial = async || Raw::peer(config.clone(), to.federation, &to.domain, &own).await;
+    let (first, second) = (dial().await, dial().await);
+    let (Ok(first), Ok(second)) = (first, second) else { panic!("two may connect") };
+    assert_eq!(dial().await.err(), Some(Ended::Closed(CloseCode::OverLimits)), "one too many");
+
+    // Begun and not finished, one on each: they are of the same peer.
+    let mut begun = Vec::new();
+    for raw in [&first, &second] {
+        let (mut send, recv) = raw.connection.open_bi().await.expect("a stream");
+        send.write_all(&[0, 0]).await.expect("room");
+        begun.push((send, recv));
+    }
+    let wait = |answer: Result<PeerResponse, Ended>| match answer {
+        Ok(PeerResponse::Error(rejection)) => rejection.as_rate_limited().map(|told| told.retry_after_ms),
+        _ => None,
+    };
+    until("both are seen", async || wait(first.ask_peer(&PeerRequest::DomainInfo).await) == Some(1_000)).await;
+    assert_eq!(wait(second.ask_peer(&PeerRequest::DomainInfo).await), Some(1_000));
+    begun.pop();
+    until("one has ended", async || matches!(first.ask_peer(&PeerRequest::DomainInfo).await, Ok(PeerResponse::DomainInfo(_))))
+        .await;
+    stage.stop().await
+}
