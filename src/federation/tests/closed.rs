@@ -174,6 +174,25 @@ async fn a_flush_finds_a_peer_elsewhere_and_loses_no_request_under_way() {
 }
 
 #[tokio::test]
+async fn what_was_being_dialled_before_a_flush_serves_who_waited_and_nobody_after() {
+    let ca = Ca::new("ca");
+    let (node, first) = (Node::start(&ca.node("b.test"), "1"), silent());
+    let first = tokio::net::UdpSocket::from_std(first).expect("a socket");
+    let places = vec![first.local_addr().expect("an address"), node.address()];
+    let pool = pool_of(&ca, HashMap::from([(domain("b.test"), places)]), on_loopback());
+    let flush = async {
+        first.readable().await.expect("a first packet");
+        pool.flush(None);
+    };
+    let (outcome, ()) = tokio::join!(ask(&pool, b"x"), flush);
+    assert_eq!(outcome, Ok(b"x".to_vec()));
+    assert_eq!(pool.status(&domain("b.test")).expect("known").connected, None, "it leads to where b was before");
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()));
+    assert_eq!(node.echo.greeted.load(Ordering::SeqCst), 2);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_on_the_deny_list_gets_no_packet_unless_exempted() {
     let ca = Ca::new("ca");
     let socket = silent();
