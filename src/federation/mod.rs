@@ -14,6 +14,7 @@ pub mod gate;
 pub mod hello;
 pub mod policy;
 pub mod pool;
+pub mod traffic;
 
 pub use backoff::Backoff;
 pub use dial::DialSettings;
@@ -22,6 +23,7 @@ pub use gate::{GateState, GateStatus};
 pub use hello::{Hello, answer_hello};
 pub use policy::{EffectivePolicy, PeerOverride, PeerPolicies};
 pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,8 @@ use super::error::{self, PeerError, Sent, Why};
 use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
 use super::hello::Hello;
 use super::policy::{Closure, EffectivePolicy, PeerPolicies};
+use super::traffic::{Dialled, Traffic};
+use crate::base::count::Held;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
 use crate::transport::{AddressPolicy, CloseCode, FrameError, NodeTls, Resolver, Service, Session};
@@ -42,6 +44,7 @@ struct Shared {
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
+    traffic: Traffic,
 }
 
 /// Dial sequences that may be under way, see [`limits::DIALS_AT_ONCE_MAX`].
@@ -119,11 +122,12 @@ impl PeerPool {
         let DialSettings { addresses, policies, backoff } = settings;
         let (config, dialled) = (tls.federation_client()?, ArcSwap::from_pointee(addresses.clone()));
         let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses: dialled, budget: Mutex::default() });
-        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
+        let (tls, peers, dials, traffic) = (tls.clone(), Mutex::default(), Mutex::default(), Traffic::default());
         let slots = || Semaphore::new(limits::DIALS_AT_ONCE_MAX);
         let slots = Arc::new(Slots { known: slots(), others: slots() });
         let policies = ArcSwap::from_pointee(policies);
-        let pool = Self { shared: Arc::new(Shared { own, dialer, tls, backoff, addresses, policies, slots, peers, dials }) };
+        let shared = Shared { own, dialer, tls, backoff, addresses, policies, slots, peers, dials, traffic };
+        let pool = Self { shared: Arc::new(shared) };
         pool.follow_policies();
         Ok(pool)
     }
@@ -170,12 +174,39 @@ impl PeerPool {
         &self.shared.tls
     }
 
+    /// What went to and came from each peer.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
+    /// The resolver that finds peers.
+    pub fn resolver(&self) -> &Resolver {
+        &self.shared.dialer.resolver
+    }
+
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
     /// before `deadline`. Connects first where needed and allowed; while the peer backs off it fails at once.
     ///
     /// A request that times out closes the connection, unless another was answered on it meanwhile, so that the next one
     /// redials. [`PeerError::sent`] tells whether it can have had an effect.
     pub async fn request(
+        &self,
+        domain: &Domain,
+        frame: &[u8],
+        response_limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, PeerError> {
+        let traffic = self.shared.traffic.of(domain);
+        traffic.requests_sent.one();
+        let _in_flight = Held::new(traffic.requests_in_flight.clone(), 1);
+        let outcome = self.try_request(domain, frame, response_limit, deadline).await;
+        if outcome.is_err() {
+            traffic.requests_failed.one();
+        }
+        outcome
+    }
+
+    async fn try_request(
         &self,
         domain: &Domain,
         frame: &[u8],
@@ -392,6 +423,8 @@ impl PeerPool {
         let (is_known, flushes) = (state.is_known, state.flushes);
         let (dialer, tls, slots) = (self.shared.dialer.clone(), self.shared.tls.clone(), self.shared.slots.clone());
         let peer = peer.clone();
+        // The pool's dials end with it, so that they must not keep it.
+        let shared = Arc::downgrade(&self.shared);
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
@@ -436,6 +469,9 @@ impl PeerPool {
                 outcome
             };
             std::mem::forget(abandoned);
+            if let Some(shared) = shared.upgrade() {
+                shared.traffic.dials.one(outcome.as_ref().map_or_else(|error| (&error.why).into(), |_| Dialled::Connected));
+            }
             peer.changed.notify_waiters();
             // Whoever waited may have given up.
             let _ = result.send(Some(outcome));
