@@ -12,6 +12,7 @@ mod docs;
 mod gathering;
 mod idempotency;
 mod identity;
+mod lanes;
 mod leaving;
 mod network;
 mod policy;
