@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mimi_node::base::{Context as _, Fault, GroupUri, UserUri};
 use mimi_node::client::{Client, ClientError, ClientSettings, Event};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -26,6 +27,9 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long after a run a client may take for what is left: its acknowledgements, above all.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client of the conversation tries: nobody gives up while a node is away for a while.
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(150);
 
 /// How often it is asked whether it is done.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
@@ -49,13 +53,20 @@ pub struct Script {
     pub update_every: usize,
 }
 
-/// What happens, for whoever shows it.
-#[derive(Clone, Debug)]
+/// What happens, for whoever shows it. As JSON, an object whose `scene` is the variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "scene", rename_all = "lowercase")]
 pub enum Scene {
     /// A user was enrolled.
-    Enrolled(String),
+    Enrolled {
+        /// Who.
+        user: String,
+    },
     /// The group was made.
-    Created(GroupUri),
+    Created {
+        /// Its URI.
+        group: String,
+    },
     /// A user was told that its message was accepted.
     Sent {
         /// Who.
@@ -77,7 +88,7 @@ pub enum Scene {
         /// Who.
         by: String,
         /// What, in a word.
-        what: &'static str,
+        what: String,
         /// The new epoch.
         epoch: u64,
     },
@@ -105,7 +116,7 @@ pub fn settings(world: &World, name: &str) -> ClientSettings {
     ClientSettings {
         resolver,
         log: Some(world.log_path(name)),
-        request_deadline: Duration::from_secs(150),
+        request_deadline: REQUEST_DEADLINE,
         ..ClientSettings::default()
     }
 }
@@ -130,26 +141,30 @@ impl Cast {
         while let Some(joined) = joining.join_next().await {
             let (index, client) = joined.context("enrolling was interrupted")?;
             let client = client.with_context(|| format!("{} could not enrol", NAMES[index]))?;
-            let _ = scenes.send(Scene::Enrolled(short(&client)));
+            let _ = scenes.send(Scene::Enrolled { user: short(&client) });
             clients.push((index, client));
         }
         clients.sort_by_key(|(index, _)| *index);
-        let clients: Vec<Client> = clients.into_iter().map(|(_, client)| client).collect();
-        Ok(Self { names: clients.iter().map(short).collect(), clients })
+        Ok(Self::of(clients.into_iter().map(|(_, client)| client).collect()))
+    }
+
+    /// Clients that are there already, each of another domain; groups are made on the first one's.
+    pub fn of(clients: Vec<Client>) -> Self {
+        Self { names: clients.iter().map(short).collect(), clients }
     }
 
     /// Makes a group on the first domain and adds everyone else, one after the other.
     pub async fn make_group(&self, name: &str, scenes: &Scenes) -> Result<GroupUri, Fault> {
         let (first, others) = self.clients.split_first().context("nobody is there")?;
         let group = first.create_group(Some(name)).await.context("the group could not be made")?;
-        let _ = scenes.send(Scene::Created(group.clone()));
+        let _ = scenes.send(Scene::Created { group: group.to_string() });
         for other in others {
             let user: UserUri = other.uri().user().clone();
             let epoch = first
                 .add_users(&group, std::slice::from_ref(&user))
                 .await
                 .with_context(|| format!("{user} could not be added"))?;
-            let _ = scenes.send(Scene::Committed { by: short(first), what: "add", epoch });
+            let _ = scenes.send(Scene::Committed { by: short(first), what: "add".to_owned(), epoch });
         }
         Ok(group)
     }
@@ -303,7 +318,7 @@ impl Player {
             // Spread over the run, so that Commits meet messages of every other sender.
             if script.update_every > 0 && (number + self.index) % script.update_every == script.update_every - 1 {
                 let epoch = self.client.update(&self.group).await.with_context(|| format!("{} could not update", self.name))?;
-                let _ = self.scenes.send(Scene::Committed { by: self.name.clone(), what: "update", epoch });
+                let _ = self.scenes.send(Scene::Committed { by: self.name.clone(), what: "update".to_owned(), epoch });
             }
         }
         Ok(())
