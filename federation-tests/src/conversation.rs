@@ -9,7 +9,7 @@ use std::time::Duration;
 use mimi_node::base::{Context as _, Fault, GroupUri, UserUri};
 use mimi_node::client::{Client, ClientError, ClientSettings, Event};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -113,12 +113,7 @@ fn short(client: &Client) -> String {
 /// What a client needs to know of its surroundings.
 pub fn settings(world: &World, name: &str) -> ClientSettings {
     let resolver: Vec<SocketAddr> = vec![world.dns.local_addr()];
-    ClientSettings {
-        resolver,
-        log: Some(world.log_path(name)),
-        request_deadline: REQUEST_DEADLINE,
-        ..ClientSettings::default()
-    }
+    ClientSettings { resolver, log: Some(world.log_path(name)), request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() }
 }
 
 impl Cast {
@@ -178,7 +173,26 @@ impl Cast {
     /// As [`Cast::play`], but nobody writes while somebody has `window` messages of others to read: the conversation stops
     /// while one is out of reach, and does not end without it.
     pub async fn play_in_step(&self, group: &GroupUri, script: Script, window: usize, scenes: &Scenes) -> Result<(), Fault> {
-        let step = Arc::new(Step { window, behind: Mutex::new(vec![0; self.clients.len()]), changed: Notify::new() });
+        let behind = Mutex::new(vec![0; self.clients.len()]);
+        self.play_with(group, script, Step { window, permits: None, behind, changed: Notify::new() }, scenes).await
+    }
+
+    /// As [`Cast::play`], but each message takes one of `permits` first, whoever writes it. When they are closed, the play has
+    /// failed.
+    pub async fn play_by_permit(
+        &self,
+        group: &GroupUri,
+        script: Script,
+        permits: Arc<Semaphore>,
+        scenes: &Scenes,
+    ) -> Result<(), Fault> {
+        let behind = Mutex::new(vec![0; self.clients.len()]);
+        let step = Step { window: usize::MAX, permits: Some(permits), behind, changed: Notify::new() };
+        self.play_with(group, script, step, scenes).await
+    }
+
+    async fn play_with(&self, group: &GroupUri, script: Script, step: Step, scenes: &Scenes) -> Result<(), Fault> {
+        let step = Arc::new(step);
         let total = script.messages;
         let count = self.clients.len();
         let mut tasks = JoinSet::new();
@@ -258,6 +272,8 @@ struct Player {
 /// Keeps the writers from running away from the readers.
 struct Step {
     window: usize,
+    /// How many more messages may be written, if somebody counts.
+    permits: Option<Arc<Semaphore>>,
     /// How many accepted messages of others each player has not read; less than nothing when it reads one before its sender
     /// knows that it was accepted.
     behind: Mutex<Vec<i64>>,
@@ -270,13 +286,16 @@ impl Step {
         self.changed.notify_waiters();
     }
 
-    /// Waits until nobody is too far behind.
-    async fn wait(&self) {
+    /// Waits until nobody is too far behind, and one more message may be written.
+    async fn wait(&self) -> Result<(), Fault> {
+        if let Some(permits) = &self.permits {
+            permits.acquire().await.context("nobody lets the conversation go on")?.forget();
+        }
         loop {
             let changed = self.changed.notified();
             let window = i64::try_from(self.window).unwrap_or(i64::MAX);
             if self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|behind| *behind < window) {
-                return;
+                return Ok(());
             }
             changed.await;
         }
@@ -309,7 +328,7 @@ impl Player {
             while text.len() < script.size {
                 text.push('.');
             }
-            self.step.wait().await;
+            self.step.wait().await?;
             self.client.send(&self.group, &text).await.with_context(|| format!("{} could not send", self.name))?;
             let _ = self.scenes.send(Scene::Sent { from: self.name.clone(), text });
             self.step.change(|behind| {

@@ -121,9 +121,9 @@ impl FromStr for Host {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let host = text.split_once('=').and_then(|(domain, address)| {
-            Some(Self { domain: domain.parse().ok()?, address: address.parse().ok()? })
-        });
+        let host = text
+            .split_once('=')
+            .and_then(|(domain, address)| Some(Self { domain: domain.parse().ok()?, address: address.parse().ok()? }));
         host.ok_or_else(|| format!("{text:?} is no host: want a.test=192.0.2.10"))
     }
 }

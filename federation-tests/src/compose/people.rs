@@ -37,11 +37,8 @@ pub(super) fn is_enrolled(people: &Path, name: &str) -> bool {
 }
 
 pub(super) async fn run(arguments: &PeopleArguments) -> Result<(), Fault> {
-    let settings = ClientSettings {
-        resolver: vec![arguments.resolver],
-        request_deadline: REQUEST_DEADLINE,
-        ..ClientSettings::default()
-    };
+    let settings =
+        ClientSettings { resolver: vec![arguments.resolver], request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() };
     let mut clients = Vec::new();
     for name in &arguments.names {
         let client = arrive(&arguments.dir, name, settings.clone()).await;

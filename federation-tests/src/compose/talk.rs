@@ -1,14 +1,18 @@
 //! The scripted conversation of users who are there already, with the checker's verdict.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use mimi_node::base::{Context as _, Fault};
+use mimi_node::base::bytes::hex;
+use mimi_node::base::{Context as _, Fault, GroupUri};
 use mimi_node::client::{Client, ClientSettings};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::on_runtime;
 use super::people::client_dir;
+use crate::checker::{Finding, Line, Verdict, check};
 use crate::conversation::{Cast, REQUEST_DEADLINE, Scene, Script, read_logs};
 use crate::leftovers::log_queued;
 use crate::testbed::picture::Picture;
@@ -23,9 +27,9 @@ pub struct ConversationArguments {
     /// How many messages all users send together.
     #[arg(long, default_value_t = 60)]
     messages: usize,
-    /// Nobody writes while somebody has so many messages to read: the conversation waits for who is out of reach.
-    #[arg(long, default_value_t = 100)]
-    window: usize,
+    /// Each line of standard input is a number: so many more messages may be written.
+    #[arg(long)]
+    paced: bool,
     /// A line of JSON for all that happens, and last the verdict.
     #[arg(long)]
     json: bool,
@@ -48,21 +52,26 @@ async fn talk(arguments: &ConversationArguments) -> Result<bool, Fault> {
         clients.push(open(&client_dir(&arguments.dir, name), log).await.with_context(|| format!("{name} cannot take part"))?);
     }
     let hub = clients.first().context("nobody takes part")?.uri().domain().clone();
+    let begun = Begun::now(&clients).await?;
     let cast = Cast::of(clients);
     let (scenes, seen) = mpsc::unbounded_channel();
-    let shown = tokio::spawn(show(seen, Picture::new(&hub, true), arguments.json));
+    let shown = tokio::spawn(show(seen, Picture::new(&hub, !arguments.json), arguments.json));
     let name = free_name(&cast.clients[0], "conversation").await?;
     let group = cast.make_group(&name, &scenes).await?;
     let script = Script { messages: arguments.messages, size: 64, update_every: 25 };
-    cast.play_in_step(&group, script, arguments.window, &scenes).await?;
+    if arguments.paced {
+        cast.play_by_permit(&group, script, permits_from_input(), &scenes).await?;
+    } else {
+        cast.play(&group, script, &scenes).await?;
+    }
     for (client, log) in cast.clients.iter().zip(&logs) {
         log_queued(client, log).await?;
     }
     cast.settle().await?;
     cast.close().await;
     drop(scenes);
-    let proxied = shown.await.context("what was to be shown was interrupted")?;
-    let verdict = judge(&read_logs(logs)?, &group);
+    let proxied = shown.await.context("what was to be shown was interrupted")??;
+    let verdict = begun.judge(&read_logs(logs)?, &group);
     let report = Report::of(&verdict, proxied);
     if arguments.json {
         println!("{}", serde_json::to_string(&report).context("cannot write JSON")?);
@@ -73,23 +82,66 @@ async fn talk(arguments: &ConversationArguments) -> Result<bool, Fault> {
 }
 
 async fn open(dir: &Path, log: &Path) -> Result<Client, Fault> {
-    let settings =
-        ClientSettings { log: Some(log.to_owned()), request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() };
+    let settings = ClientSettings { log: Some(log.to_owned()), request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() };
     let client = Client::open(dir, settings).await.with_context(|| format!("cannot open {}", dir.display()))?;
     // What came before is no part of it.
     client.sync().await.context("its node does not answer")?;
     Ok(client)
 }
 
-/// Shows what happens; returns how many requests were proxied, which only the picture counts.
-async fn show(mut seen: mpsc::UnboundedReceiver<Scene>, picture: Picture, json: bool) -> usize {
-    if !json {
-        return picture.show(seen).await;
-    }
-    while let Some(scene) = seen.recv().await {
-        if let Ok(line) = serde_json::to_string(&scene) {
-            println!("{line}");
+/// Permits for messages, as many as standard input says; closed when it ends.
+fn permits_from_input() -> Arc<Semaphore> {
+    let permits = Arc::new(Semaphore::new(0));
+    let given = permits.clone();
+    // A thread of its own, which ends with the process: a read of standard input cannot be called off.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines() {
+            let Some(more) = line.ok().and_then(|line| line.trim().parse().ok()) else { break };
+            given.add_permits(more);
         }
+        given.close();
+    });
+    permits
+}
+
+/// Shows what happens; returns how many requests were proxied, which the picture counts.
+async fn show(mut seen: mpsc::UnboundedReceiver<Scene>, picture: Picture, json: bool) -> Result<usize, Fault> {
+    let (to_picture, shown) = mpsc::unbounded_channel();
+    let picture = tokio::spawn(picture.show(shown));
+    while let Some(scene) = seen.recv().await {
+        if json {
+            println!("{}", serde_json::to_string(&scene).context("cannot write JSON")?);
+        }
+        let _ = to_picture.send(scene);
     }
-    0
+    drop(to_picture);
+    picture.await.context("the picture was interrupted")
+}
+
+/// Where each queue was when the conversation began: what was in it before was taken without a log.
+struct Begun(BTreeMap<String, u64>);
+
+impl Begun {
+    async fn now(clients: &[Client]) -> Result<Self, Fault> {
+        let mut next = BTreeMap::new();
+        for client in clients {
+            let queue = client.queue_state().await.with_context(|| format!("{} has no queue", client.uri()))?;
+            next.insert(hex(&queue.queue.0), queue.next);
+        }
+        Ok(Self(next))
+    }
+
+    /// Judges what the logs say of `group`, and whether its queues have gaps since.
+    fn judge(&self, lines: &[Line], group: &GroupUri) -> Verdict {
+        let mut verdict = judge(lines, group);
+        verdict.findings.retain(|finding| !matches!(finding, Finding::Gap { .. }));
+        // Of all groups together: what other groups had in between is no gap.
+        let gaps = check(lines).findings.into_iter().filter(|finding| match finding {
+            Finding::Gap { queue, to, .. } => self.0.get(queue).is_none_or(|next| to >= next),
+            _ => false,
+        });
+        verdict.findings.extend(gaps);
+        verdict.ok = verdict.findings.is_empty();
+        verdict
+    }
 }
