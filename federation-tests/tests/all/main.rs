@@ -4,6 +4,7 @@
 mod cli;
 mod cli_devices;
 mod client_crash;
+mod compose;
 mod corpus;
 mod crash;
 mod devices;
