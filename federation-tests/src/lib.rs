@@ -5,6 +5,7 @@
 //! | [`world`] | domains on this machine, each with node, database, certificates and loopback address; their DNS |
 //! | [`conversation`] | the scripted conversation across all of them |
 //! | [`testbed`] | the conversation to look at and to join |
+//! | [`compose`] | the same on separate hosts: the image and the containers of `docker-compose.yml` |
 //! | [`checker`] | judges a run from the logs of its clients; reads them with its own types |
 //! | [`dns`] | an authoritative DNS server whose answers a test changes while it runs |
 //! | [`fault_proxy`] | a UDP link that loses, doubles, delays and reorders, from a seed |
@@ -20,6 +21,7 @@
 //! | [`synth`] | an MLS group that makes commits a Delivery Service must accept, without any group secret |
 
 pub mod checker;
+pub mod compose;
 pub mod conversation;
 pub mod dns;
 pub mod fault_proxy;

@@ -174,6 +174,25 @@ async fn a_flush_finds_a_peer_elsewhere_and_loses_no_request_under_way() {
 }
 
 #[tokio::test]
+async fn what_was_being_dialled_before_a_flush_serves_who_waited_and_nobody_after() {
+    let ca = Ca::new("ca");
+    let (node, first) = (Node::start(&ca.node("b.test"), "1"), silent());
+    let first = tokio::net::UdpSocket::from_std(first).expect("a socket");
+    let places = vec![first.local_addr().expect("an address"), node.address()];
+    let pool = pool_of(&ca, HashMap::from([(domain("b.test"), places)]), on_loopback());
+    let flush = async {
+        first.readable().await.expect("a first packet");
+        pool.flush(None);
+    };
+    let (outcome, ()) = tokio::join!(ask(&pool, b"x"), flush);
+    assert_eq!(outcome, Ok(b"x".to_vec()));
+    assert_eq!(pool.status(&domain("b.test")).expect("known").connected, None, "it leads to where b was before");
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()));
+    assert_eq!(node.echo.greeted.load(Ordering::SeqCst), 2);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_on_the_deny_list_gets_no_packet_unless_exempted() {
     let ca = Ca::new("ca");
     let socket = silent();
@@ -213,6 +232,52 @@ async fn many_domains_at_one_address_share_its_budget() {
     }
     // While they are asked, some seconds' worth is earned back.
     assert!((limits::DIAL_BUDGET..=2 * limits::DIAL_BUDGET).contains(&spared), "{spared}");
+}
+
+#[tokio::test]
+async fn domains_that_nobody_has_reached_keep_no_known_one_from_being_dialled() {
+    let ca = Ca::new("ca");
+    let node = Node::start(&ca.node("b.test"), "1");
+    // Each at an address of its own, for an address has a budget.
+    let traps: Vec<_> = (0..2 * limits::DIALS_AT_ONCE_MAX)
+        .map(|number| {
+            let last = u8::try_from(number % 200 + 10).expect("small");
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::new(127, 9, u8::try_from(number / 200).expect("small"), last), 0));
+            let socket = socket.expect("a socket");
+            socket.set_nonblocking(true).expect("a socket");
+            socket
+        })
+        .collect();
+    let name = |number: usize| domain(&format!("d{number}.test"));
+    let places = traps.iter().enumerate().map(|(number, trap)| (name(number), vec![trap.local_addr().expect("an address")]));
+    let mut places: HashMap<_, _> = places.collect();
+    places.insert(domain("b.test"), vec![node.address()]);
+    let pool = pool_of(&ca, places, on_loopback());
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()));
+    pool.close(&domain("b.test"), CloseCode::Done);
+
+    let begun = Instant::now();
+    let asked: Vec<_> = (0..traps.len())
+        .map(|number| {
+            let (pool, name) = (pool.clone(), name(number));
+            tokio::spawn(async move { pool.request(&name, b"x", 9, soon()).await.expect_err("nobody answers") })
+        })
+        .collect();
+    let dialled = || traps.iter().filter(|trap| trap.peek_from(&mut [0; 1]).is_ok()).count();
+    while dialled() < limits::DIALS_AT_ONCE_MAX && begun.elapsed() < limits::DIAL_ADDRESS_TIMEOUT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()), "whatever others there are");
+    let dialled = dialled();
+    if begun.elapsed() < limits::DIAL_ADDRESS_TIMEOUT {
+        assert_eq!(dialled, limits::DIALS_AT_ONCE_MAX, "the others wait");
+    }
+    // In the end each has its turn, or is given up by whoever asked.
+    for asked in asked {
+        let error = asked.await.expect("no panic");
+        assert!(matches!(error.why, Why::Unreachable | Why::TimedOut) && error.sent == Sent::NotSent, "{error}");
+    }
+    node.stop().await;
 }
 
 #[tokio::test]

@@ -203,6 +203,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::federation::policy::Denial;
 
     const SAMPLE: &str = include_str!("../../../configs/node.toml");
 
@@ -235,6 +236,25 @@ mod tests {
     }
 
     #[test]
+    fn who_may_federate_is_read_and_written_back() {
+        let said = "[peers.\"b.example\"]\naccess = \"allow\"\nhold = true\nlimits = { streams_max = 9 }\nwildcard = true\n\
+                    [peers.\"c.example\"]\nwildcard = true";
+        let config = with(said).expect("valid");
+        let (b, c): (Domain, Domain) = ("b.example".parse().expect("a domain"), "c.example".parse().expect("a domain"));
+        assert_eq!(config.federation.mode, Mode::Open, "as the sample has it");
+        for (mode, of_c) in [(Mode::Open, None), (Mode::DenyList, None), (Mode::AllowList, Some(Denial::NotListed))] {
+            let config = Config { federation: Federation { mode }, ..config.clone() };
+            let policies = config.peer_policies();
+            assert_eq!((policies.denied(&b), policies.denied(&c)), (None, of_c), "an entry alone allows nobody");
+            assert_eq!((policies.of(&b).held, policies.limits(&b).streams_max, policies.of(&c).held), (true, 9, false));
+            assert_eq!(Config::parse(&config.to_toml().expect("it can be written")).expect("and read back"), config);
+        }
+        assert!(with(said).expect("valid").peer_trust()[&c].wildcard);
+        let typo = Config::parse(&SAMPLE.replace("mode = \"open\"", "mode = \"closed\"")).expect_err("no such mode").to_string();
+        assert!(typo.contains("closed") && typo.contains("allow-list"), "{typo}");
+    }
+
+    #[test]
     fn what_could_not_work_is_refused_in_a_sentence() {
         for (more, says) in [
             ("srv_records_max = 0", "nobody would be found"),
@@ -246,6 +266,9 @@ mod tests {
             ("[dial]\nexempted = []", "unknown field"),
             ("[peers.\"a.example\"]\naddresses = []", "the domain that this node serves"),
             ("[peers.b]\naddresses = []", "not a domain"),
+            ("[peers.\"b.example\"]\nlimits = { requests_per_second_max = 0 }", "b.example has a requests_per_second_max of 0"),
+            ("[peers.\"b.example\"]\nlimits = { requests_max = 1 }", "unknown field"),
+            ("[peers.\"b.example\"]\naccess = \"denied\"", "unknown variant"),
             ("[peers.\"b.example\"]\naddress = []", "unknown field"),
         ] {
             let fault = with(more).expect_err(more).to_string();
