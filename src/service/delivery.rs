@@ -268,6 +268,8 @@ impl Service {
         now: UnixMillis,
     ) -> Result<Tried, Failure> {
         let state = group.state.as_ref().context("a loaded group has no state")?;
+        let (is_commit, is_message) =
+            (matches!(outcome.reply, Reply::CommitAccepted(_)), matches!(outcome.reply, Reply::MessageAccepted(_)));
         let response = Self::encode_reply(outcome.reply);
         let mut change = outcome.change.as_ref().map(group_change).transpose()?;
         if let (Some(change), Some(update)) = (&mut change, &update) {
@@ -294,10 +296,12 @@ impl Service {
                 }
             };
             let acceptance = written.await;
-            service
-                .finish(group, update, acceptance, &wakes, addressed, now)
-                .await
-                .map(|tried| tried.unwrap_or(Tried::Answered(response)))
+            let undone = service.finish(group, update, acceptance, &wakes, addressed, now).await?;
+            if undone.is_none() {
+                service.counts.commits_accepted.add(is_commit.into());
+                service.counts.messages_accepted.add(is_message.into());
+            }
+            Ok(undone.unwrap_or(Tried::Answered(response)))
         });
         finish.await.context("a request's last step ended badly")?
     }
@@ -314,12 +318,6 @@ impl Service {
     ) -> Result<Option<Tried>, Failure> {
         let undone = match acceptance {
             Ok(Acceptance::Written(taken)) => {
-                match (&group, &update) {
-                    (_, Some(_)) => self.counts.commits_accepted.one(),
-                    (None, None) => self.counts.messages_accepted.one(),
-                    // Proposals, and what the Delivery Service does on its own.
-                    (Some(_), None) => {}
-                }
                 self.wake_recipients(wakes);
                 self.rejections.report(addressed.rejected(&taken));
                 if let Some((mut group, change)) = group {

@@ -34,6 +34,9 @@ const HOMES: [(&str, &[&str]); 7] = [
     ("openmls", &["mls", "client"]),
     ("openmls_rust_crypto", &["client"]),
     ("hickory_resolver", &["transport"]),
+    // The admin interface, both ends of it; what is counted elsewhere is named and shown in one place.
+    ("hyper", &["node", "cli"]),
+    ("prometheus_client", &["node/metrics.rs"]),
     // Only the pool's dial sequences reach another node, so that the gate, the address policy and the budgets hold for whatever
     // wants one; a client reaches its own.
     ("connect_with", &["federation", "client"]),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use federation_tests::conversation::seed;
 use federation_tests::people::{Person, Room};
 use federation_tests::world::World;
+use mimi_node::identity::TlsCa;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ async fn an_operator_sees_a_peer_go_and_come_back_and_decides_about_it() {
     let a = world.spawn(0, PROGRAM.as_ref(), None).await.expect("a node");
     let b = world.spawn(1, PROGRAM.as_ref(), None).await.expect("a node");
     let mut rng = ChaCha20Rng::seed_from_u64(seed(41));
-    let alice = Person::enrol(&world, 0, "alice", &mut rng).await.expect("a user");
+    let mut alice = Person::enrol(&world, 0, "alice", &mut rng).await.expect("a user");
     let bob = Person::enrol(&world, 1, "bob", &mut rng).await.expect("a user");
     assert_eq!(told(&world, 0, &["peers", "list"]).await, json!([]), "nobody yet");
 
@@ -141,6 +142,9 @@ async fn an_operator_sees_a_peer_go_and_come_back_and_decides_about_it() {
     assert_eq!(number(&told(&world, 1, &["peers", "show", "a.test"]).await["counts"]["frames_received"]), 3);
 
     // It is denied, and allowed.
+    let read = |name: &str| std::fs::read_to_string(world.dir().join(name)).expect("the world's CA");
+    let ca = TlsCa::load(&read("ca/ca.pem"), &read("ca/ca.key")).expect("the world's CA");
+    alice.reconnect(&world, 0, ca.spki_hash()).await.expect("her node is another process now");
     assert!(command(&world, 0, &["peers", "deny", "b.test", "--reason", "spam"]).await.ok().contains("denied"));
     let peer = told(&world, 0, show).await;
     assert_eq!((&peer["connected"], &peer["policy"]["denied"]), (&Value::Null, &json!("operator")), "{peer}");
