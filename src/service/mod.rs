@@ -3,6 +3,8 @@
 //! | file | is |
 //! |---|---|
 //! | [`ports`] | what the client port and the peer port do with a connection and its streams |
+//! | [`hello`] | what this node says in `hello`, and how it judges a peer's |
+//! | [`probe`] | connecting back to a peer that asks for it (X10) |
 //! | [`route`] | one client request: here, or on to its destination |
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
@@ -18,10 +20,12 @@ pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
+pub mod hello;
 pub mod keys;
 pub mod lanes_in;
 pub mod lanes_out;
 pub mod ports;
+pub mod probe;
 pub mod queueing;
 pub mod rates;
 pub mod recipients;
@@ -52,6 +56,7 @@ use directory::Directory;
 use groups::HotGroups;
 use keys::Claims;
 use lanes_out::LaneWorkers;
+use probe::Probes;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
@@ -72,6 +77,7 @@ pub struct Service {
     rates: RequestRates,
     status_work: StatusWork,
     claims: Claims,
+    probes: Probes,
     lanes: LaneWorkers,
     shutdown: watch::Receiver<bool>,
 }
@@ -155,6 +161,7 @@ impl Service {
             rates,
             status_work: StatusWork::at_start(),
             claims,
+            probes: Probes::default(),
             lanes: LaneWorkers::default(),
             shutdown,
         }))

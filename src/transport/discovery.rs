@@ -5,10 +5,12 @@
 //! | [`srv`] | the order of records and addresses |
 //! | [`cache`] | what was answered before, and for how long it counts |
 //! | [`question`] | one question to the name servers |
+//! | [`examine`] | everything that DNS says of a domain, for a diagnosis |
 //!
 //! Whether an address may be dialled is not decided here but when it is dialled: [`super::addresses`].
 
 mod cache;
+mod examine;
 mod question;
 mod srv;
 
@@ -26,6 +28,7 @@ use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 
 pub use cache::Origin;
+pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use cache::{Cache, Failure, Lifetimes, Outcome};
 use srv::SrvRecord;
 
@@ -218,6 +221,11 @@ impl Resolver {
         self
     }
 
+    /// The addresses that are configured for a domain, at least one.
+    fn configured(&self, service: Service, domain: &Domain) -> Option<&Vec<SocketAddr>> {
+        self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty())
+    }
+
     /// Forgets every answer, stale ones and failures included, so that the next question asks the name servers again.
     pub fn flush(&self) {
         let mut shared = self.shared();
@@ -260,7 +268,7 @@ impl Resolver {
 
     /// As [`Resolver::resolve`], and how sure that is. The order among records of equal priority is drawn anew each time.
     pub async fn discover(&self, service: Service, domain: &Domain) -> Result<Discovered, DiscoveryError> {
-        if let Some(addresses) = self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty()) {
+        if let Some(addresses) = self.configured(service, domain) {
             let target = |address: &SocketAddr| Target {
                 host: address.ip().to_string(),
                 port: address.port(),
