@@ -374,7 +374,13 @@ impl PeerPool {
                         let (address, version) = (connection.remote_address(), greeting.version);
                         tracing::info!(peer = %peer.domain, %address, %version, "peer connected");
                         state.gate.succeeded(now());
-                        Ok(Arc::new(Live { connection, greeting, since: Instant::now(), answers: AtomicU64::new(0), _session: session }))
+                        Ok(Arc::new(Live {
+                            connection,
+                            greeting,
+                            since: Instant::now(),
+                            answers: AtomicU64::new(0),
+                            _session: session,
+                        }))
                     }
                     // An operator was faster.
                     (Ok((connection, ..)), Some(why)) => {

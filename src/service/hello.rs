@@ -126,7 +126,10 @@ mod tests {
         let newer = OwnHello::speaking(b.clone(), vec![version(1, 1), version(1, 0)], vec![extension]);
         assert_eq!(older.judge(&newer.frame(), &b).expect("in common").version, version(1, 0));
         assert_eq!(newer.judge(&older.frame(), &a).expect("in common").version, version(1, 0));
-        assert_eq!(newer.judge(&HelloFrame { domain: a.as_bytes().into(), ..newer.frame() }, &a).expect("itself").version, version(1, 1));
+        assert_eq!(
+            newer.judge(&HelloFrame { domain: a.as_bytes().into(), ..newer.frame() }, &a).expect("itself").version,
+            version(1, 1)
+        );
         let strange = OwnHello::speaking(b.clone(), vec![version(2, 0), version(1, 9)], vec![]);
         let (code, reason) = older.judge(&strange.frame(), &b).expect_err("none in common");
         assert_eq!(code, CloseCode::NoVersion);

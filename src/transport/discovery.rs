@@ -28,8 +28,8 @@ use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 
 pub use cache::Origin;
-pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use cache::{Cache, Failure, Lifetimes, Outcome};
+pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use srv::SrvRecord;
 
 use crate::base::{Context as _, Domain, Fault, limits};

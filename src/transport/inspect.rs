@@ -149,8 +149,8 @@ impl Trust {
 mod tests {
     use super::*;
     use crate::identity::tls::names;
-    use crate::transport::testing::{Ca, Odd, bind, domain, local, pem_key};
     use crate::transport::NodeTls;
+    use crate::transport::testing::{Ca, Odd, bind, domain, local, pem_key};
 
     /// What a look at a node with such a certificate finds, and whether the handshake came to an end.
     async fn look(ca: &Ca, names: &[&str], odd: &Odd) -> (Presented, bool) {

@@ -97,7 +97,7 @@ pub struct Hello {
 /// A version of the protocol between nodes. Nodes of different majors do not understand each other; a minor adds what others may
 /// pass over.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, TlsSize, TlsSerialize, TlsDeserializeBytes,
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, TlsSize, TlsSerialize, TlsDeserializeBytes,
 )]
 #[serde(try_from = "String", into = "String")]
 pub struct ProtocolVersion {

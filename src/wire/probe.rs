@@ -205,7 +205,8 @@ mod tests {
 
     #[test]
     fn the_documented_troubles_are_the_troubles() {
-        let (_, table) = include_str!("../../docs/operating.md").split_once("| exit code | name |").expect("the table of troubles");
+        let (_, table) =
+            include_str!("../../docs/operating.md").split_once("| exit code | name |").expect("the table of troubles");
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|')).map(|line| {
             let mut cells = line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
             (cells.next().expect("a number"), cells.next().expect("a name"))

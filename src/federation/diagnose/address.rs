@@ -40,14 +40,7 @@ pub(super) fn rank(trouble: Option<Trouble>) -> u8 {
 }
 
 /// Looks at one address, by the rules by which it would be dialled.
-pub(super) async fn look(
-    dialer: &Dialer,
-    tls: &NodeTls,
-    peer: &Domain,
-    host: &str,
-    address: SocketAddr,
-    depth: Depth,
-) -> Look {
+pub(super) async fn look(dialer: &Dialer, tls: &NodeTls, peer: &Domain, host: &str, address: SocketAddr, depth: Depth) -> Look {
     let begun = Instant::now();
     let mut finding = AddressFinding {
         host: host.to_owned(),
@@ -136,7 +129,9 @@ async fn reach(
 
 fn refused(knock: &Knock, address: SocketAddr) -> Option<Refusal> {
     match knock {
-        Knock::Refused => Some((Trouble::UdpRefused, format!("nothing listens on UDP port {} of {}", address.port(), address.ip()))),
+        Knock::Refused => {
+            Some((Trouble::UdpRefused, format!("nothing listens on UDP port {} of {}", address.port(), address.ip())))
+        }
         Knock::Unreachable(why) => Some((Trouble::HostUnreachable, format!("{} cannot be reached: {why}", address.ip()))),
         Knock::Answered | Knock::Silent => None,
     }
@@ -154,7 +149,10 @@ async fn silence(address: SocketAddr, depth: Depth, knocked: Option<Knock>, find
         return (Trouble::UdpSilent, format!("no answer from {address} over UDP"));
     }
     if knock::tcp(address).await {
-        return (Trouble::UdpSilent, format!("no answer from {address} over UDP, although the machine is there (it answers TCP)"));
+        return (
+            Trouble::UdpSilent,
+            format!("no answer from {address} over UDP, although the machine is there (it answers TCP)"),
+        );
     }
     (Trouble::HostUnreachable, format!("nothing at all comes back from {}, neither over UDP nor over TCP", address.ip()))
 }

@@ -61,7 +61,9 @@ fn told(report: &ProbeReport, now: UnixMillis) -> BackFinding {
     let (trouble, detail) = match trouble {
         None if report.outcome == 0 => (None, None),
         // It did not try: its policy says what there is to say.
-        Some(Trouble::DeniedHere) => (Some(Trouble::BackUnknown), Some("the peer does not connect to us: it denies us".to_owned())),
+        Some(Trouble::DeniedHere) => {
+            (Some(Trouble::BackUnknown), Some("the peer does not connect to us: it denies us".to_owned()))
+        }
         Some(known) => (Some(Trouble::CannotReachUs), Some(format!("the peer cannot connect to us: {}", sentence(known)))),
         None => {
             let detail = format!("the peer cannot connect to us, for a reason with the number {}", report.outcome);

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::findings::{AddressFinding, BackFinding, CertificateFinding, ConnectionFinding, DnsFinding, Findings, UdpFinding};
 use super::Depth;
+use super::findings::{AddressFinding, BackFinding, CertificateFinding, ConnectionFinding, DnsFinding, Findings, UdpFinding};
 use crate::base::limits;
 use crate::wire::probe::{Standing, Trouble};
 
@@ -91,7 +91,9 @@ fn policy_here(findings: &Findings) -> Check {
         Standing::Held => Check::fail(name, Trouble::HeldHere, "this node holds the peer: what is for it waits"),
         Standing::Allowed => match &here.last_failure {
             // What was the matter then may be over: the rest of the checks tells.
-            Some(failure) => Check::warn(name, format!("allowed; {} after: {failure}", here.state), "see below whether that is over"),
+            Some(failure) => {
+                Check::warn(name, format!("allowed; {} after: {failure}", here.state), "see below whether that is over")
+            }
             None => Check::ok(name, format!("allowed; {}", here.state)),
         },
     }
@@ -134,11 +136,16 @@ fn discovery(dns: &DnsFinding) -> Check {
     let ttl = dns.ttl_seconds.map_or_else(String::new, |ttl| format!(", TTL {ttl} s"));
     let seen = format!("{} SRV{ttl}: {}", name.trim_end_matches('.'), targets.join(", "));
     if let Some(record) = dns.records.iter().find(|record| record.addresses.is_empty()) {
-        let advice = format!("its operator corrects the record of {} ({})", record.target, record.detail.clone().unwrap_or_default());
+        let advice =
+            format!("its operator corrects the record of {} ({})", record.target, record.detail.clone().unwrap_or_default());
         return Check::warn(check, seen, &advice);
     }
     if dns.left_out > 0 {
-        return Check::warn(check, format!("{seen}; {} more are not used", dns.left_out), "raise srv_records_max in [dns], if they matter");
+        return Check::warn(
+            check,
+            format!("{seen}; {} more are not used", dns.left_out),
+            "raise srv_records_max in [dns], if they matter",
+        );
     }
     Check::ok(check, seen)
 }
@@ -247,7 +254,9 @@ fn way_back(findings: &Findings) -> Vec<Check> {
     let mut checks = Vec::new();
     match back.standing {
         Some(Standing::Allowed) => checks.push(Check::ok("policy_there", "the peer allows us")),
-        Some(Standing::Held) => checks.push(Check::fail("policy_there", Trouble::HeldThere, "the peer holds us: what it has for us waits there")),
+        Some(Standing::Held) => {
+            checks.push(Check::fail("policy_there", Trouble::HeldThere, "the peer holds us: what it has for us waits there"))
+        }
         Some(Standing::Denied) => checks.push(Check::fail("policy_there", Trouble::DeniedThere, "the peer denies us")),
         None => {}
     }
