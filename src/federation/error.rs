@@ -82,6 +82,33 @@ impl fmt::Display for Why {
     }
 }
 
+impl Why {
+    /// One word for it, for programs. Of a back-off, that of its cause.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchDomain => "no_such_domain",
+            Self::NoRecords => "no_records",
+            Self::RefusesFederation => "refuses_federation",
+            Self::DnsFailure => "dns_failure",
+            Self::DnsTimedOut => "dns_timed_out",
+            Self::Unreachable => "unreachable",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Certificate => "certificate",
+            Self::Protocol => "protocol",
+            Self::HelloRefused => "hello_refused",
+            Self::Denied => "denied",
+            Self::BackingOff { cause, .. } => cause.name(),
+            Self::Held => "held",
+            Self::DeniedHere => "denied_here",
+            Self::Closed => "closed",
+            Self::TooLarge => "too_large",
+            Self::Local => "local",
+        }
+    }
+}
+
 /// Whether a failed request can have had an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod gate;
 pub mod hello;
 pub mod pool;
+pub mod traffic;
 
 pub use backoff::Backoff;
 pub use diagnose::{Depth, Diagnosis};
@@ -22,6 +23,7 @@ pub use error::{PeerError, Sent, Why};
 pub use gate::{GateState, GateStatus};
 pub use hello::{Greeting, Hello, answer_hello};
 pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
 mod tests;

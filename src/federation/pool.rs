@@ -17,6 +17,8 @@ use super::dial::{DialSettings, Dialer};
 use super::error::{self, PeerError, Sent, Why};
 use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
 use super::hello::{Greeting, Hello};
+use super::traffic::{Dialled, Traffic};
+use crate::base::count::Held;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
 use crate::transport::{CloseCode, FrameError, NodeTls, Resolver, Session};
@@ -35,6 +37,7 @@ struct Shared {
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
+    traffic: Traffic,
 }
 
 /// One peer: its link, and the gate that decides when to dial.
@@ -103,8 +106,8 @@ impl PeerPool {
         let DialSettings { addresses, backoff } = settings;
         let config = tls.federation_client()?;
         let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses, budget: Mutex::default() });
-        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, backoff, peers, dials }) })
+        let (tls, peers, dials, traffic) = (tls.clone(), Mutex::default(), Mutex::default(), Traffic::default());
+        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, backoff, peers, dials, traffic }) })
     }
 
     /// The TLS identity that peers are dialled with, and what judges theirs.
@@ -122,12 +125,39 @@ impl PeerPool {
         &self.shared.own
     }
 
+    /// What went to and came from each peer.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
+    /// The resolver that finds peers.
+    pub fn resolver(&self) -> &Resolver {
+        &self.shared.dialer.resolver
+    }
+
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
     /// before `deadline`. Connects first where needed and allowed; while the peer backs off it fails at once.
     ///
     /// A request that times out closes the connection, unless another was answered on it meanwhile, so that the next one
     /// redials. [`PeerError::sent`] tells whether it can have had an effect.
     pub async fn request(
+        &self,
+        domain: &Domain,
+        frame: &[u8],
+        response_limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, PeerError> {
+        let traffic = self.shared.traffic.of(domain);
+        traffic.requests_sent.one();
+        let _in_flight = Held::new(traffic.requests_in_flight.clone(), 1);
+        let outcome = self.try_request(domain, frame, response_limit, deadline).await;
+        if outcome.is_err() {
+            traffic.requests_failed.one();
+        }
+        outcome
+    }
+
+    async fn try_request(
         &self,
         domain: &Domain,
         frame: &[u8],
@@ -351,6 +381,8 @@ impl PeerPool {
         let (result, outcome) = watch::channel(None);
         state.link = Link::Dialling(outcome.clone());
         let (dialer, tls, peer) = (self.shared.dialer.clone(), self.shared.tls.clone(), peer.clone());
+        // The pool's dials end with it, so that they must not keep it.
+        let shared = Arc::downgrade(&self.shared);
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
@@ -396,6 +428,9 @@ impl PeerPool {
                 outcome
             };
             std::mem::forget(abandoned);
+            if let Some(shared) = shared.upgrade() {
+                shared.traffic.dials.one(outcome.as_ref().map_or_else(|error| (&error.why).into(), |_| Dialled::Connected));
+            }
             peer.changed.notify_waiters();
             // Whoever waited may have given up.
             let _ = result.send(Some(outcome));

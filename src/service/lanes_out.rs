@@ -19,7 +19,7 @@ use crate::base::limits::{
 };
 use crate::base::{Context as _, Domain, Fault, GroupUri};
 use crate::federation::{PeerStream, backoff};
-use crate::storage::lanes::{DropFrames, WaitingFrame};
+use crate::storage::lanes::{Delivered, DropFrames, WaitingFrame};
 use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
 use crate::wire::qs::QueueingServiceResponse;
 use crate::wire::{List, decode, encode};
@@ -342,7 +342,11 @@ impl Worker {
                 LaneResult::Accepted(frames) => {
                     self.service.rejections.report(outgoing.rejected(&frames));
                     if let Some(last) = outgoing.batch.frames.last() {
-                        delivered.push((group_id.clone(), last.lane_sequence));
+                        delivered.push(Delivered {
+                            group_id: group_id.clone(),
+                            incarnation: outgoing.batch.incarnation,
+                            up_to: last.lane_sequence,
+                        });
                     }
                     self.held.remove(&group_id);
                 }
@@ -353,7 +357,7 @@ impl Worker {
             }
         }
         if !delivered.is_empty() {
-            self.delivered.extend(delivered.iter().cloned());
+            self.delivered.extend(delivered.iter().map(|lane| (lane.group_id.clone(), lane.up_to)));
             // The one before must be on disk by now: after a crash the other side recognises repeats only so far back. This one
             // is waited for when the next batch is through.
             if let Some(dropping) = self.dropping.take() {

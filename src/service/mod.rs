@@ -13,9 +13,11 @@
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
+//! | [`counts`] | what all of them have done since the start |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 
 pub mod accounts;
+pub mod counts;
 pub mod credential_status;
 pub mod delivery;
 pub mod directory;
@@ -51,6 +53,7 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use counts::ServiceCounts;
 use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
@@ -79,6 +82,7 @@ pub struct Service {
     claims: Claims,
     probes: Probes,
     lanes: LaneWorkers,
+    counts: ServiceCounts,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -163,6 +167,7 @@ impl Service {
             claims,
             probes: Probes::default(),
             lanes: LaneWorkers::default(),
+            counts: ServiceCounts::default(),
             shutdown,
         }))
     }
@@ -180,6 +185,21 @@ impl Service {
     /// The peers.
     pub fn peers(&self) -> &PeerPool {
         &self.peers
+    }
+
+    /// Whether the node has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        *self.shutdown.borrow()
+    }
+
+    /// What the services have done since the start.
+    pub fn counts(&self) -> &ServiceCounts {
+        &self.counts
+    }
+
+    /// The groups held in memory, and about how many octets they take.
+    pub fn hot_groups(&self) -> (usize, usize) {
+        self.groups.totals()
     }
 
     /// An encoded good answer.

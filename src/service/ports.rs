@@ -12,10 +12,10 @@ use crate::base::limits::{FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, STRANGER_CONNECTI
 use crate::base::{Domain, UnixMillis};
 use crate::federation::answer_hello;
 use crate::transport::frame::{next_frame, request_frame, write_frame};
-use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError};
+use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError, PortCounts, Turned};
 use crate::wire::peer::{CredentialStatusRequest, PeerRequest, PeerResponse};
 use crate::wire::qs::{QsRequest, QsSender};
-use crate::wire::{ErrorCode, Service as Body, decode, encode};
+use crate::wire::{ErrorCode, Rejection, Service as Body, decode, encode};
 
 /// The port of the domain's own clients, ALPN `mimi-client/1`.
 pub struct ClientPort(pub Arc<Service>);
@@ -37,7 +37,7 @@ impl ConnectionHandler for PeerPort {
     async fn connection(self: Arc<Self>, accepted: Accepted) {
         let (service, hello) = (&self.service, &self.hello);
         let ours = encode(&PeerResponse::Hello(hello.frame()));
-        let checked = answer_hello(&accepted.connection, &ours, |frame| {
+        let judge = |frame: &[u8]| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
             };
@@ -51,14 +51,34 @@ impl ConnectionHandler for PeerPort {
             }
             hello.judge(&theirs, &domain)?;
             Ok((domain, session))
-        });
+        };
+        let mut turned = Turned::Hello;
+        let checked =
+            answer_hello(&accepted.connection, &ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
         match checked.await {
             Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);
                 service.serve_peer(&accepted, &domain).await;
             }
-            Err(reason) => tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}"),
+            Err(reason) => {
+                service.counts.federation_port.turned.one(turned);
+                tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}");
+            }
         }
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.service.counts.federation_port
+    }
+}
+
+/// As what a connection is counted that is closed with this code in answer to a `hello`.
+fn turned_away(code: CloseCode) -> Turned {
+    match code {
+        CloseCode::NotAuthorized => Turned::Certificate,
+        CloseCode::WrongDomain => Turned::WrongDomain,
+        CloseCode::Denied => Turned::Denied,
+        _ => Turned::Hello,
     }
 }
 
@@ -71,12 +91,17 @@ impl ConnectionHandler for ClientPort {
             match service.own_client_of(&accepted.peer_chain, UnixMillis::now()) {
                 Ok(client) => Connected::Client(Box::new(client)),
                 Err(_) => {
+                    service.counts.client_port.turned.one(Turned::Certificate);
                     return CloseCode::NotAuthorized
                         .close(&accepted.connection, "the certificates name no client of this domain");
                 }
             }
         };
         service.serve_client(&accepted, &who).await;
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.0.counts.client_port
     }
 }
 
@@ -139,7 +164,20 @@ impl Service {
     }
 
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
-        match PeerRequest::read(frame) {
+        let traffic = self.peers.traffic().of(peer);
+        let request = PeerRequest::read(frame);
+        if !matches!(request, Ok(PeerRequest::Lanes(_))) {
+            traffic.requests_received.one();
+        }
+        let response = self.peer_response(request, peer).await;
+        if let PeerResponse::Error(_) = response {
+            traffic.refused.one();
+        }
+        response
+    }
+
+    async fn peer_response(self: &Arc<Self>, request: Result<PeerRequest, Rejection>, peer: &Domain) -> PeerResponse {
+        match request {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
                 Ok(answers) => PeerResponse::Lanes(answers),

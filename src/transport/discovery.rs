@@ -32,6 +32,7 @@ use cache::{Cache, Failure, Lifetimes, Outcome};
 pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use srv::SrvRecord;
 
+use crate::base::count::{Counter, Counts, labels};
 use crate::base::{Context as _, Domain, Fault, limits};
 
 /// Which of a domain's two ports is looked for.
@@ -148,6 +149,33 @@ pub struct Discovered {
     pub origin: Origin,
 }
 
+labels! {
+    /// What a name server said to one question.
+    pub enum Lookup {
+        /// Records.
+        Found = "found",
+        /// The name does not exist (NXDOMAIN).
+        NoSuchName = "no_such_name",
+        /// The name has no such records.
+        NoRecords = "no_records",
+        /// It failed: SERVFAIL, REFUSED, or no name server could be reached.
+        Failed = "failed",
+        /// Nothing in time.
+        TimedOut = "timed_out",
+    }
+}
+
+/// What was asked since the start.
+#[derive(Debug, Default)]
+pub struct LookupCounts {
+    /// Questions to name servers, by what came of them.
+    pub asked: Counts<Lookup>,
+    /// Questions that the cache answered.
+    pub cached: Counter,
+    /// Questions that an answer beyond its TTL answered, because the name servers failed.
+    pub stale: Counter,
+}
+
 /// The SRV resolver, with its cache. Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
@@ -155,6 +183,7 @@ pub struct Resolver {
     settings: Arc<ResolverSettings>,
     fixed: Arc<HashMap<(Service, Domain), Vec<SocketAddr>>>,
     shared: Arc<Mutex<Shared>>,
+    counts: Arc<LookupCounts>,
 }
 
 /// What was answered before, and the dice.
@@ -209,7 +238,7 @@ impl Resolver {
             rng: settings.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
         };
         let (settings, shared) = (Arc::new(settings.clone()), Arc::new(Mutex::new(shared)));
-        Ok(Self { dns, settings, fixed: Arc::default(), shared })
+        Ok(Self { dns, settings, fixed: Arc::default(), shared, counts: Arc::default() })
     }
 
     /// The same resolver with `addresses` configured for domains, which are then not looked up for `service` at all. The
@@ -224,6 +253,11 @@ impl Resolver {
     /// The addresses that are configured for a domain, at least one.
     fn configured(&self, service: Service, domain: &Domain) -> Option<&Vec<SocketAddr>> {
         self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty())
+    }
+
+    /// What was asked since the start, by this resolver and its clones.
+    pub fn counts(&self) -> &LookupCounts {
+        &self.counts
     }
 
     /// Forgets every answer, stale ones and failures included, so that the next question asks the name servers again.
@@ -359,11 +393,22 @@ impl Resolver {
         let flushes = {
             let mut shared = self.shared();
             if let Some(known) = cache(&mut shared).known(&name.to_owned(), now()) {
+                match &known {
+                    Ok((_, Origin::Stale)) => self.counts.stale.one(),
+                    _ => self.counts.cached.one(),
+                }
                 return known;
             }
             shared.flushes
         };
         let outcome = question(&self.dns, name).await;
+        self.counts.asked.one(match &outcome {
+            Ok(_) => Lookup::Found,
+            Err((Failure::NoSuchName, _)) => Lookup::NoSuchName,
+            Err((Failure::NoRecords, _)) => Lookup::NoRecords,
+            Err((Failure::Server(_), _)) => Lookup::Failed,
+            Err((Failure::TimedOut, _)) => Lookup::TimedOut,
+        });
         let mut shared = self.shared();
         if shared.flushes != flushes {
             // Asked before the flush: good enough for whoever asked, but nothing to keep.
@@ -372,6 +417,7 @@ impl Resolver {
         let failed = outcome.as_ref().err().map(|(failure, _)| failure.clone());
         let answer = cache(&mut shared).learn(name.to_owned(), outcome, now());
         if let (Ok((_, Origin::Stale)), Some(failure)) = (&answer, failed) {
+            self.counts.stale.one();
             tracing::info!(name, ?failure, "DNS fails; its last answer serves beyond its TTL");
         }
         answer

@@ -96,9 +96,7 @@ pub struct Hello {
 
 /// A version of the protocol between nodes. Nodes of different majors do not understand each other; a minor adds what others may
 /// pass over.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, TlsSize, TlsSerialize, TlsDeserializeBytes,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 #[serde(try_from = "String", into = "String")]
 pub struct ProtocolVersion {
     /// As in the ALPN.
@@ -131,7 +129,8 @@ impl TryFrom<String> for ProtocolVersion {
 impl ProtocolVersion {
     /// The version that a connection of [`MAJOR`] has: the highest that both sides speak.
     pub fn in_common(ours: &[Self], theirs: &[Self]) -> Option<Self> {
-        ours.iter().filter(|version| version.major == MAJOR && theirs.contains(version)).max().copied()
+        let common = ours.iter().filter(|version| version.major == MAJOR && theirs.contains(version));
+        common.max_by_key(|version| version.minor).copied()
     }
 }
 
