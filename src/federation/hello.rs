@@ -66,13 +66,14 @@ fn told_why(connection: &Connection, error: &FrameError) -> Option<quinn::Connec
     if matches!(error, FrameError::TimedOut) { None } else { connection.close_reason() }
 }
 
-/// The accepting side: reads the peer's `hello` from its first stream, lets `check` judge it, and answers with `ours`. `check`
+/// The accepting side: reads the peer's `hello` from its first stream, lets `check` judge it, and answers with what `ours` makes
+/// then, for it tells the time. `check`
 /// returns whatever the handler wants to know of the peer (its domain above all, compared with the certificate by
 /// [`crate::identity::tls::names_domain`]), or a code and one sentence with which the connection is closed. An error has
 /// closed the connection; its text is for the log.
 pub async fn answer_hello<T>(
     connection: &Connection,
-    ours: &[u8],
+    ours: impl FnOnce() -> Vec<u8>,
     check: impl FnOnce(&[u8]) -> Result<T, (CloseCode, String)>,
 ) -> Result<T, String> {
     let deadline = Instant::now() + limits::HELLO_TIMEOUT;
@@ -99,7 +100,7 @@ pub async fn answer_hello<T>(
         code.close(connection, &reason);
         format!("the peer's hello was refused: {code}: {reason}")
     })?;
-    match timeout_at(deadline, write_frame(&mut send, ours)).await.unwrap_or(Err(FrameError::TimedOut)) {
+    match timeout_at(deadline, write_frame(&mut send, &ours())).await.unwrap_or(Err(FrameError::TimedOut)) {
         Ok(()) => {
             let _ = send.finish();
             Ok(known)

@@ -87,7 +87,7 @@ impl ConnectionHandler for Echo {
                 Err((CloseCode::WrongDomain, "not your certificate".into()))
             }
         };
-        let Ok(peer) = answer_hello(&connection, &self.hello.ours(), check).await else { return };
+        let Ok(peer) = answer_hello(&connection, || self.hello.ours(), check).await else { return };
         self.greeted.fetch_add(1, Ordering::SeqCst);
         self.peers.send_modify(|peers| peers.push(peer));
         let mut streams = tokio::task::JoinSet::new();

@@ -36,7 +36,7 @@ impl PeerPort {
 impl ConnectionHandler for PeerPort {
     async fn connection(self: Arc<Self>, accepted: Accepted) {
         let (service, hello) = (&self.service, &self.hello);
-        let ours = encode(&PeerResponse::Hello(hello.frame()));
+        let ours = || encode(&PeerResponse::Hello(hello.frame()));
         let judge = |frame: &[u8]| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
@@ -54,7 +54,7 @@ impl ConnectionHandler for PeerPort {
         };
         let mut turned = Turned::Hello;
         let checked =
-            answer_hello(&accepted.connection, &ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
+            answer_hello(&accepted.connection, ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
         match checked.await {
             Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);

@@ -6,13 +6,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use federation_tests::dns::{DnsServer, SrvRecord, Zones};
+use federation_tests::raw::{Raw, peer_config};
 use federation_tests::world::{NodeProcess, World};
-use mimi_node::base::UnixMillis;
-use mimi_node::federation::Diagnosis;
+use mimi_node::base::{UnixMillis, limits};
 use mimi_node::federation::diagnose::{Check, Verdict};
+use mimi_node::federation::{Diagnosis, GateState};
 use mimi_node::identity::{ExtendedKeyUsage, TlsCa, TlsCertificateOptions};
 use mimi_node::node::config::{replace_public, write_secret};
-use mimi_node::wire::probe::Trouble;
+use mimi_node::wire::ErrorCode;
+use mimi_node::wire::peer::{PeerRequest, PeerResponse};
+use mimi_node::wire::probe::{Standing, Trouble};
 use tempfile::TempDir;
 
 use crate::discovery::tool;
@@ -99,8 +102,7 @@ impl Clinic {
 
     /// Gives the node of `b.test` a certificate, before it starts.
     fn certify_b(&self, change: impl FnOnce(&mut TlsCertificateOptions)) {
-        let read = |name: &str| std::fs::read_to_string(self.world.dir().join(name)).expect("the testbed's CA");
-        let ca = TlsCa::load(&read("ca/ca.pem"), &read("ca/ca.key")).expect("a CA");
+        let ca = testbed_ca(&self.world);
         let mut options = TlsCertificateOptions::for_domain(&self.world.site(1).domain);
         change(&mut options);
         let issued = ca.issue(&options, UnixMillis::now()).expect("a certificate");
@@ -109,6 +111,11 @@ impl Clinic {
         std::fs::rename(tls.join("new.key"), tls.join("node.key")).expect("renamed");
         replace_public(&tls.join("node.pem"), &issued.chain_pem).expect("written");
     }
+}
+
+fn testbed_ca(world: &World) -> TlsCa {
+    let read = |name: &str| std::fs::read_to_string(world.dir().join(name)).expect("the testbed's CA");
+    TlsCa::load(&read("ca/ca.pem"), &read("ca/ca.key")).expect("a CA")
 }
 
 // Shows: between two healthy nodes `doctor` finds nothing, both ways, from either side; a held peer is said to be held; without a
@@ -234,6 +241,8 @@ async fn ten_planted_faults_are_told_apart() {
     let denying = clinic.doctor(1, "a.test").await;
     denying.is(Trouble::DeniedHere, "policy_here", "nothing was sent");
     assert!(denying.diagnosis.findings.addresses.is_empty());
+    run(["node", "peers", "allow", "a.test", "--config", &clinic.config(1)]).await.ok();
+    clinic.b().await.is_healthy();
     b.kill().await.expect("killed");
 
     // b.test's own name server sends it astray on its way to a.test: what is there is deaf.
@@ -244,15 +253,75 @@ async fn ten_planted_faults_are_told_apart() {
     let record = SrvRecord { priority: 0, weight: 0, port, target: "node.a.test".to_owned() };
     astray.set_srv("a.test", FEDERATION, vec![record]).expect("a name");
     world.set_name_server(1, astray.local_addr()).expect("written");
-    // The denial may have outlived the process.
     let b = clinic.start(1).await;
-    run(["node", "peers", "allow", "a.test", "--config", &clinic.config(1)]).await.ok();
     let said = clinic.b().await;
     said.is(Trouble::CannotReachUs, "way_back", "our address does not answer it over UDP");
     let back = said.diagnosis.findings.back.as_ref().expect("the way back");
     assert_eq!((back.outcome, back.addresses.len()), (Some(Trouble::UdpSilent.number()), 1), "{back:?}");
     assert_eq!(said.check("round_trip").verdict, Verdict::Ok, "outward all is well");
     b.kill().await.expect("killed");
+}
+
+/// What a peer that shows the certificate of `b.test` is told by the node of `a.test`.
+async fn probed(peer: &Raw) -> PeerResponse {
+    peer.ask_peer(&PeerRequest::ProbeBack).await.expect("an answer")
+}
+
+// Shows: whoever asks to be connected to is told in codes what was seen at its own domain, and nothing else is dialled; it may
+// ask so often and not more, one at a time; what the node has with the peer otherwise is as it was. To a peer that is denied
+// not a packet is sent.
+// Fails if: a report is of another domain or says something else; more probes are made; the gate has learned of it.
+// Is no failure: which of two requests at once is refused.
+// covers X10
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_is_for_whoever_asks_and_bounded() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let world = World::open(dir.path(), 3).await.expect("a world");
+    let a = world.start(0).await.expect("a node");
+    let (to, ca) = (world.site(0), testbed_ca(&world));
+    let peer_of = async |index: usize| {
+        let domain = &world.site(index).domain;
+        let config = peer_config(&ca, Some((&ca, &TlsCertificateOptions::for_domain(domain)))).expect("a configuration");
+        Raw::peer(config, to.federation, &to.domain, domain).await.expect("let in")
+    };
+    let b = peer_of(1).await;
+    for _ in 0..limits::PROBE_BACK_BURST {
+        let PeerResponse::ProbeBack(report) = probed(&b).await else { panic!("no report") };
+        let addresses: Vec<_> = report.addresses.iter().map(|address| (address.address.to_vec(), address.outcome)).collect();
+        let own = (world.site(1).federation.to_string().into_bytes(), Trouble::UdpRefused.number());
+        assert_eq!(addresses, [own], "its own domain's");
+        assert_eq!((report.standing, report.discovery, report.outcome), (Standing::Allowed, 0, Trouble::UdpRefused.number()));
+        assert!(report.certificate.is_none() && report.connection.is_none());
+    }
+    let PeerResponse::Error(rejection) = probed(&b).await else { panic!("too often") };
+    assert_eq!(rejection.code, ErrorCode::RateLimited);
+    let gate = a.service().peers().status(&world.site(1).domain).map(|status| status.gate);
+    assert!(gate.is_none_or(|gate| gate.state == GateState::Up && gate.failures == 0), "the gate knows nothing of it");
+
+    // A third domain, whose machine is deaf: the first probe takes its time, and there is no second beside it.
+    let deaf = UdpSocket::bind(world.site(2).federation).expect("c's port");
+    let c = peer_of(2).await;
+    let answers = tokio::join!(probed(&c), probed(&c));
+    let mut outcomes = [answers.0, answers.1].map(|answer| match answer {
+        PeerResponse::ProbeBack(report) => Ok(report.outcome),
+        PeerResponse::Error(rejection) => Err(rejection.code),
+        other => panic!("{other:?}"),
+    });
+    outcomes.sort_by_key(Result::is_err);
+    assert_eq!(outcomes, [Ok(Trouble::UdpSilent.number()), Err(ErrorCode::RateLimited)]);
+    let mut octets = [0; 2_000];
+    deaf.set_nonblocking(true).expect("it may be asked");
+    while deaf.recv(&mut octets).is_ok() {}
+
+    a.service().peers().deny(&world.site(2).domain, "a test").expect("known");
+    // It may be refused altogether; if it is answered, then without having been dialled.
+    if let Ok(answer) = c.ask_peer(&PeerRequest::ProbeBack).await {
+        let PeerResponse::ProbeBack(report) = answer else { panic!("{answer:?}") };
+        assert_eq!((report.standing, report.outcome), (Standing::Denied, Trouble::DeniedHere.number()));
+        assert!(report.addresses.is_empty());
+    }
+    assert!(deaf.recv(&mut octets).is_err(), "not a packet");
+    a.stop().await.expect("it stops");
 }
 
 // Shows: in a network of its own, SRV records that lead to a host that is not there are told apart from a firewall that drops UDP

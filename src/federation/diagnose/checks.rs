@@ -280,3 +280,184 @@ fn back_check(name: &str, back: &BackFinding) -> Check {
         Some(trouble) => Check::fail(name, trouble, format!("{}{tried}", back.detail.clone().unwrap_or_default())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Diagnosis;
+    use super::super::findings::{HereFinding, OwnCertificateFinding, RecordFinding};
+    use super::*;
+    use crate::wire::peer::PROTOCOL_VERSIONS;
+
+    /// Two nodes between which all is well; the peer has two addresses.
+    fn healthy() -> Findings {
+        let address = |last: u8| AddressFinding {
+            host: "n.b.test".to_owned(),
+            address: ([192, 0, 2, last], 7443).into(),
+            trouble: None,
+            detail: None,
+            udp: Some(UdpFinding::Answered),
+            took_ms: 3,
+            certificate: Some(CertificateFinding {
+                trouble: None,
+                detail: None,
+                expected: "b.test".to_owned(),
+                names: vec!["b.test".to_owned()],
+                names_domain: true,
+                extended_key_usages: vec![],
+                is_for_tls: true,
+                not_before_ms: 0,
+                not_after_ms: u64::MAX,
+                days_left: 60,
+                chain: vec!["CN=b.test".to_owned(), "CN=CA".to_owned()],
+                spki_hash: String::new(),
+                pinned: None,
+                revocation_list: "none".to_owned(),
+            }),
+            connection: Some(ConnectionFinding {
+                alpn: "mimi-fed/1".to_owned(),
+                version: PROTOCOL_VERSIONS[0],
+                versions: PROTOCOL_VERSIONS.to_vec(),
+                round_trip_us: 900,
+                clock_difference_ms: -20,
+            }),
+        };
+        let addresses = vec![address(1), address(2)];
+        let record = RecordFinding {
+            priority: 0,
+            weight: 0,
+            port: 7443,
+            target: "n.b.test".to_owned(),
+            trouble: None,
+            detail: None,
+            ttl_seconds: Some(60),
+            addresses: addresses.iter().map(|address| address.address).collect(),
+        };
+        Findings {
+            domain: "b.test".parse().expect("a domain"),
+            own: "a.test".parse().expect("a domain"),
+            depth: Depth::BothWays,
+            at_ms: 1_900_000_000_000,
+            here: HereFinding { standing: Standing::Allowed, state: "up".to_owned(), last_failure: None, connected: None },
+            own_certificate: OwnCertificateFinding { not_after_ms: u64::MAX, days_left: 60 },
+            dns: Some(DnsFinding {
+                name: Some("_mimi-fed._udp.b.test.".to_owned()),
+                trouble: None,
+                detail: None,
+                ttl_seconds: Some(60),
+                records: vec![record],
+                left_out: 0,
+            }),
+            addresses,
+            back: Some(BackFinding {
+                trouble: None,
+                detail: None,
+                standing: Some(Standing::Allowed),
+                outcome: Some(0),
+                outcome_name: None,
+                addresses: vec![],
+                days_left: Some(60),
+                version: None,
+                round_trip_us: None,
+            }),
+        }
+    }
+
+    fn of(change: impl FnOnce(&mut Findings)) -> Diagnosis {
+        let mut findings = healthy();
+        change(&mut findings);
+        Diagnosis::of(findings)
+    }
+
+    fn fails_at(address: &mut AddressFinding, trouble: Trouble) {
+        (address.trouble, address.detail, address.connection) = (Some(trouble), Some("what happened".to_owned()), None);
+        if trouble.number() < 30 {
+            (address.udp, address.certificate) = (Some(UdpFinding::Silent), None);
+        }
+    }
+
+    fn verdict(diagnosis: &Diagnosis, name: &str) -> Option<Verdict> {
+        diagnosis.checks.iter().find(|check| check.name == name).map(|check| check.verdict)
+    }
+
+    #[test]
+    fn all_is_well_when_everything_is() {
+        let diagnosis = of(|_| {});
+        assert_eq!((diagnosis.trouble, diagnosis.exit_code), (None, 0));
+        assert!(diagnosis.checks.iter().all(|check| check.verdict == Verdict::Ok), "{:#?}", diagnosis.checks);
+        // What is read back is what was written.
+        let json = serde_json::to_string(&diagnosis).expect("JSON");
+        assert_eq!(serde_json::from_str::<Diagnosis>(&json).expect("a diagnosis"), diagnosis);
+    }
+
+    #[test]
+    fn an_address_that_fails_beside_one_that_works_is_a_warning() {
+        for trouble in Trouble::ALL.iter().copied().filter(|trouble| (15..50).contains(&trouble.number())) {
+            let one = of(|findings| fails_at(&mut findings.addresses[0], trouble));
+            assert_eq!((one.trouble, verdict(&one, "address")), (None, Some(Verdict::Warn)), "{trouble}");
+            let both = of(|findings| {
+                findings.addresses.iter_mut().for_each(|address| fails_at(address, trouble));
+                findings.back = None;
+            });
+            assert_eq!((both.trouble, both.exit_code), (Some(trouble), trouble as u8), "{trouble}");
+        }
+    }
+
+    #[test]
+    fn of_several_addresses_the_one_nearest_to_a_connection_tells_the_trouble() {
+        let diagnosis = of(|findings| {
+            fails_at(&mut findings.addresses[0], Trouble::UdpSilent);
+            fails_at(&mut findings.addresses[1], Trouble::NoVersion);
+            findings.back = None;
+        });
+        assert_eq!(diagnosis.trouble, Some(Trouble::NoVersion), "{:#?}", diagnosis.checks);
+    }
+
+    #[test]
+    fn the_first_check_that_fails_is_the_trouble() {
+        let diagnosis = of(|findings| {
+            findings.here.standing = Standing::Held;
+            findings.back = None;
+            findings.addresses.clear();
+            let dns = findings.dns.as_mut().expect("asked");
+            (dns.trouble, dns.detail) = (Some(Trouble::DnsFailure), Some("looking it up failed".to_owned()));
+        });
+        assert_eq!(diagnosis.trouble, Some(Trouble::HeldHere));
+        assert_eq!(verdict(&diagnosis, "dns"), Some(Verdict::Fail));
+    }
+
+    #[test]
+    fn clocks_and_days_are_judged_by_how_far_they_are() {
+        let clock = |ms: i64| {
+            let diagnosis = of(|findings| {
+                findings.addresses[0].connection.as_mut().expect("one").clock_difference_ms = ms;
+            });
+            (diagnosis.trouble, verdict(&diagnosis, "clock"))
+        };
+        assert_eq!(clock(30_000), (None, Some(Verdict::Ok)));
+        assert_eq!(clock(-30_001), (None, Some(Verdict::Warn)));
+        assert_eq!(clock(300_000), (None, Some(Verdict::Warn)));
+        assert_eq!(clock(-300_001), (Some(Trouble::ClockDifference), Some(Verdict::Fail)));
+        for (days, here, there) in [(14, Verdict::Ok, Verdict::Ok), (13, Verdict::Warn, Verdict::Warn)] {
+            let diagnosis = of(|findings| {
+                findings.own_certificate.days_left = days;
+                findings.addresses[0].certificate.as_mut().expect("one").days_left = days;
+            });
+            let judged = (verdict(&diagnosis, "own_certificate"), verdict(&diagnosis, "certificate"));
+            assert_eq!((judged, diagnosis.trouble), ((Some(here), Some(there)), None), "{days}");
+        }
+        assert_eq!(of(|findings| findings.own_certificate.days_left = -1).trouble, Some(Trouble::OwnCertificate));
+    }
+
+    #[test]
+    fn what_the_peer_says_of_us_counts() {
+        let standing = |standing| of(|findings| findings.back.as_mut().expect("told").standing = Some(standing)).trouble;
+        assert_eq!(standing(Standing::Held), Some(Trouble::HeldThere));
+        assert_eq!(standing(Standing::Denied), Some(Trouble::DeniedThere));
+        for trouble in [Trouble::CannotReachUs, Trouble::BackUnknown] {
+            let diagnosis = of(|findings| findings.back.as_mut().expect("told").trouble = Some(trouble));
+            assert_eq!((diagnosis.trouble, verdict(&diagnosis, "way_back")), (Some(trouble), Some(Verdict::Fail)));
+        }
+        let outward = of(|findings| (findings.back, findings.depth) = (None, Depth::Outward));
+        assert_eq!((outward.trouble, verdict(&outward, "way_back")), (None, Some(Verdict::Skipped)));
+    }
+}
