@@ -152,11 +152,16 @@ pub fn hello(domain: &Domain) -> Hello {
 /// nothing.
 pub fn peer_config(trusted: &TlsCa, presented: Option<(&TlsCa, &TlsCertificateOptions)>) -> Result<quinn::ClientConfig, Fault> {
     let certificate = presented.map(|(issuer, options)| issuer.issue(options, UnixMillis::now())).transpose()?;
-    dialling_config(trusted, certificate.as_ref(), tls::ALPNS_FEDERATION)
+    dialling_config(trusted, certificate.as_ref())
 }
 
 /// As [`peer_config`], with a certificate that is there already.
-pub fn dialling_config(
+pub fn dialling_config(trusted: &TlsCa, presented: Option<&TlsCertificate>) -> Result<quinn::ClientConfig, Fault> {
+    dialling_config_with(trusted, presented, tls::ALPNS_FEDERATION)
+}
+
+/// As [`dialling_config`], offering these protocols, best first.
+pub fn dialling_config_with(
     trusted: &TlsCa,
     presented: Option<&TlsCertificate>,
     alpns: &[&[u8]],
@@ -179,7 +184,12 @@ pub fn dialling_config(
 
 /// How a peer accepts whose certificate may be of any kind: it asks for a certificate under `trusted`, and offers tickets to
 /// resume by, as no node does.
-pub fn accepting_config(trusted: &TlsCa, presented: &TlsCertificate, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, Fault> {
+pub fn accepting_config(trusted: &TlsCa, presented: &TlsCertificate) -> Result<quinn::ServerConfig, Fault> {
+    accepting_config_with(trusted, presented, tls::ALPNS_FEDERATION)
+}
+
+/// As [`accepting_config`], accepting these protocols.
+pub fn accepting_config_with(trusted: &TlsCa, presented: &TlsCertificate, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, Fault> {
     let (chain, key) = der(presented)?;
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(trusted)?), provider())
         .build()

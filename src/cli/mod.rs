@@ -6,6 +6,7 @@ pub mod node;
 
 mod admin;
 mod certs;
+mod lanes;
 mod peers;
 mod table;
 mod users;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use super::certs::{self, CertsCommand};
 use super::doctor::{self, DoctorArguments};
+use super::lanes::{self, LanesArguments};
 use super::peers::{self, HealthArguments, PeersCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
@@ -48,6 +49,10 @@ enum Command {
     /// Look at everything between this node and another domain's, and back: DNS, addresses, UDP, certificates, versions, clocks,
     /// policy. The exit code tells the kind of trouble.
     Doctor(DoctorArguments),
+    /// List the lanes in which frames wait for other domains.
+    Lanes(LanesArguments),
+    /// List what was given up: lanes that ended before all their frames were delivered, and why.
+    DeadLetters(LanesArguments),
     /// Ask the running node whether it does its work: exit code 0 if so.
     Health(HealthArguments),
 }
@@ -95,6 +100,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(trouble) => return ExitCode::from(trouble),
             Err(fault) => Err(fault),
         },
+        Command::Lanes(arguments) => on_runtime(lanes::list(arguments)),
+        Command::DeadLetters(arguments) => on_runtime(lanes::dead_letters(arguments)),
         Command::Health(arguments) => on_runtime(peers::health(arguments)),
     };
     match done {

@@ -1,12 +1,15 @@
 //! `mimi-node peers` and `mimi-node health`: what a running node knows of other domains, and how it does.
 
+use std::net::SocketAddr;
+
 use clap::Subcommand;
 use hyper::Method;
 
 use super::admin::Asking;
 use super::table::{age, or_dash, table};
-use crate::base::{Domain, Fault};
+use crate::base::{Context as _, Domain, Fault};
 use crate::node::admin::view::{FlushedView, HealthView, PeerView};
+use crate::transport::{Network, Pin};
 
 /// `mimi-node peers …`: all of them ask the running node.
 #[derive(Subcommand)]
@@ -33,7 +36,12 @@ pub(super) enum PeersCommand {
     /// Send nothing to one for now; what waits for it is kept.
     Hold(Decision),
     /// End a hold.
-    Release(Decision),
+    Release {
+        /// The other domain.
+        domain: Domain,
+        #[command(flatten)]
+        asking: Asking,
+    },
     /// Forget what DNS said of one, or of all, and try at once those that could not be reached.
     Flush {
         /// The other domain; without it, all.
@@ -43,8 +51,15 @@ pub(super) enum PeersCommand {
     },
     /// Do not federate with one: its connections are closed, it is told so, and what waits for it is kept.
     Deny(Decision),
-    /// Federate with one.
-    Allow(Decision),
+    /// Federate with one, whatever the configuration says.
+    Allow {
+        /// The other domain.
+        domain: Domain,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Say where one is, by what it is known and how much it may ask for; what is not named stays as it was. Kept over a restart.
+    Set(Box<Said>),
 }
 
 /// What an operator decides about one peer.
@@ -57,6 +72,65 @@ pub(super) struct Decision {
     reason: Option<String>,
     #[command(flatten)]
     asking: Asking,
+}
+
+/// `mimi-node peers set`.
+#[derive(clap::Args)]
+pub(super) struct Said {
+    /// The other domain.
+    domain: Domain,
+    /// Forget all that was said of it while nodes ran, holds and denials included: what the configuration says holds.
+    #[arg(long, conflicts_with_all = ["address", "dns", "exempt", "pin", "wildcard", "limit"])]
+    forget: bool,
+    /// Where its node is, as ADDRESS:PORT, instead of what DNS says; repeatable, in the order in which to try them.
+    #[arg(long)]
+    address: Vec<SocketAddr>,
+    /// Find it by DNS, whatever addresses were given.
+    #[arg(long, conflicts_with = "address")]
+    dns: bool,
+    /// A network that is dialled for it although it is not for the public internet, such as 10.1.0.0/16; repeatable.
+    #[arg(long)]
+    exempt: Vec<Network>,
+    /// The key of a CA or of the node itself, hexadecimal SHA-256: nothing else vouches for it then; repeatable.
+    #[arg(long)]
+    pin: Vec<Pin>,
+    /// Whether a wildcard certificate will do.
+    #[arg(long)]
+    wildcard: Option<bool>,
+    /// How much it may ask for, as NAME=NUMBER, such as requests_per_second_max=100; repeatable.
+    #[arg(long, value_parser = limit)]
+    limit: Vec<(String, u32)>,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// A limit as it is typed.
+fn limit(text: &str) -> Result<(String, u32), String> {
+    let (name, number) = text.split_once('=').ok_or("NAME=NUMBER is wanted")?;
+    Ok((name.to_owned(), number.parse().map_err(|_| format!("{number:?} is not a number"))?))
+}
+
+async fn set(said: Said) -> Result<(), Fault> {
+    let Said { domain, forget, address, dns, exempt, pin, wildcard, limit, asking } = said;
+    let path = format!("/peers/{domain}/override");
+    if forget {
+        let answered = asking.ask(Method::DELETE, &path, None).await?;
+        return show(&asking, &answered, |peer: PeerView| details(&peer));
+    }
+    let known: PeerView = asking.ask(Method::GET, &format!("/peers/{domain}"), None).await?.read()?;
+    let mut next = known.policy.said.unwrap_or_default();
+    let given = (!address.is_empty() || dns).then_some(address);
+    next.addresses = given.or(next.addresses);
+    next.exempt = (!exempt.is_empty()).then_some(exempt).or(next.exempt);
+    next.pins = (!pin.is_empty()).then_some(pin).or(next.pins);
+    next.wildcard = wildcard.or(next.wildcard);
+    let mut next = serde_json::to_value(next).context("what is said cannot be written")?;
+    // The node knows which limits there are.
+    for (name, number) in limit {
+        next["limits"][name] = number.into();
+    }
+    let answered = asking.ask(Method::PUT, &path, Some(next)).await?;
+    show(&asking, &answered, |peer: PeerView| details(&peer))
 }
 
 /// `mimi-node health`.
@@ -78,9 +152,10 @@ pub(super) async fn run(command: PeersCommand) -> Result<(), Fault> {
         }
         PeersCommand::Retry { domain, asking } => act(&domain, "retry", None, &asking).await,
         PeersCommand::Hold(decision) => decide("hold", &decision).await,
-        PeersCommand::Release(decision) => decide("release", &decision).await,
+        PeersCommand::Release { domain, asking } => act(&domain, "release", None, &asking).await,
         PeersCommand::Deny(decision) => decide("deny", &decision).await,
-        PeersCommand::Allow(decision) => decide("allow", &decision).await,
+        PeersCommand::Allow { domain, asking } => act(&domain, "allow", None, &asking).await,
+        PeersCommand::Set(said) => set(*said).await,
         PeersCommand::Flush { domain, asking } => {
             let path = domain.map_or_else(|| "/flush".to_owned(), |domain| format!("/peers/{domain}/flush"));
             let answered = asking.ask(Method::POST, &path, None).await?;
@@ -147,6 +222,10 @@ fn list(peers: &[PeerView]) -> String {
     table(["PEER", "STATE", "SINCE", "CONNECTED TO", "QUEUED", "OLDEST", "IN FLIGHT", "LAST ERROR"], rows)
 }
 
+fn yes_or_no(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
 fn details(peer: &PeerView) -> String {
     let error = peer.last_error.as_ref();
     let rows = [
@@ -158,7 +237,11 @@ fn details(peer: &PeerView) -> String {
         ("last error", error.map_or_else(|| "-".to_owned(), |error| format!("{}: {}", error.kind, error.detail))),
         ("connected to", or_dash(peer.connected)),
         ("certificate, days left", or_dash(peer.certificate_days_left)),
-        ("in the configuration", if peer.configured { "yes" } else { "no" }.to_owned()),
+        ("may federate", peer.policy.denied.map_or_else(|| "yes".to_owned(), |denied| format!("no: {denied}"))),
+        ("held", yes_or_no(peer.policy.held)),
+        ("reason", or_dash(peer.policy.reason.as_ref())),
+        ("in the configuration", yes_or_no(peer.policy.configured)),
+        ("said at run time", or_dash(peer.policy.said.as_ref().and_then(|said| serde_json::to_string(said).ok()))),
         ("frames queued", peer.queued.frames.to_string()),
         ("in lanes", peer.queued.lanes.to_string()),
         ("oldest", or_dash(peer.queued.oldest_age_seconds.map(age))),
@@ -171,6 +254,8 @@ fn details(peer: &PeerView) -> String {
         ("requests failed", peer.counts.requests_failed.to_string()),
         ("requests received", peer.counts.requests_received.to_string()),
         ("refused", peer.counts.refused.to_string()),
+        ("over its limits", peer.counts.over_limits.to_string()),
+        ("dead letters", peer.dead_letters.to_string()),
     ];
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::gate::GateState;
+use super::policy::Closure;
 use super::pool::PeerPool;
 use crate::base::{Domain, UnixMillis, limits};
 use crate::identity::tls::days_left;
@@ -70,10 +70,10 @@ impl Diagnosis {
 impl PeerPool {
     /// What an operator of this node has decided about `peer`.
     pub fn standing(&self, peer: &Domain) -> Standing {
-        match self.status(peer).map(|status| status.gate.state) {
-            Some(GateState::Held) => Standing::Held,
-            Some(GateState::Denied) => Standing::Denied,
-            _ => Standing::Allowed,
+        match self.policies().of(peer).closure() {
+            Some(Closure::Held) => Standing::Held,
+            Some(Closure::Denied(_)) => Standing::Denied,
+            None => Standing::Allowed,
         }
     }
 
@@ -116,8 +116,10 @@ impl PeerPool {
     fn here(&self, peer: &Domain) -> HereFinding {
         let status = self.status(peer);
         let last = status.as_ref().and_then(|status| status.gate.last_failure.clone());
+        let policy = self.policies().of(peer);
         HereFinding {
             standing: self.standing(peer),
+            policy: policy.closure().map(|_| policy.closure_text()),
             state: status.as_ref().map_or_else(|| "up".to_owned(), |status| status.gate.state.to_string()),
             last_failure: last.map(|(why, detail)| if detail.is_empty() { why.to_string() } else { format!("{why}: {detail}") }),
             connected: status.and_then(|status| status.connected),

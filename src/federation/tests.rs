@@ -1,7 +1,7 @@
 //! Peers over real loopback UDP and real mutual TLS: who is refused and why, and when connections are reused, made anew or
 //! awaited.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -321,7 +321,7 @@ async fn a_hello_that_does_not_fit_is_refused_by_either_side() {
     let pool = pool_at(&a, "1", vec![local(&server)]);
     let accept = async {
         let connection = server.accept().await.expect("an open endpoint").await.expect("a handshake");
-        answer_hello(&connection, b"1 c.test", |_| Ok(())).await.expect("an accepted hello");
+        answer_hello(&connection, || b"1 c.test".to_vec(), |_| Ok(())).await.expect("an accepted hello");
         connection.closed().await
     };
     let (error, closed) = tokio::join!(ask(&pool, b"x"), accept);

@@ -28,6 +28,8 @@ pub struct PeerTraffic {
     pub frames_received: Counter,
     /// Its requests and lanes that we refused.
     pub refused: Counter,
+    /// Its requests and streams that were over its limits.
+    pub over_limits: Counter,
 }
 
 /// How many are under way.
@@ -82,7 +84,7 @@ impl From<&Why> for Dialled {
             Why::DnsFailure | Why::DnsTimedOut => Self::Dns,
             Why::Unreachable => Self::Unreachable,
             Why::ForbiddenAddress => Self::ForbiddenAddress,
-            Why::Refused => Self::Refused,
+            Why::Refused | Why::OverLimits => Self::Refused,
             Why::TimedOut => Self::TimedOut,
             Why::Certificate => Self::Certificate,
             Why::Protocol | Why::HelloRefused => Self::Protocol,

@@ -7,8 +7,9 @@
 //! | [`socket`] | the socket's file: taken over from a node that is gone, never from one that lives |
 //! | [`router`] | one request: which it is, and its answer |
 //! | [`view`] | what is answered, as JSON |
-//! | [`peers`] | gathering what is known of peers |
+//! | [`peers`], [`lanes`] | gathering what is known of them |
 
+mod lanes;
 mod peers;
 mod router;
 mod socket;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use admin::AdminSettings;
-pub use peers::{Dial, Dns, Peer};
+pub use peers::{Dial, Dns, Federation, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
@@ -37,7 +37,10 @@ pub struct Config {
     /// How other nodes are dialled.
     #[serde(default)]
     pub dial: Dial,
-    /// What clients and groups may use up.
+    /// Who may federate.
+    #[serde(default)]
+    pub federation: Federation,
+    /// What clients, groups and peers may use up.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
     /// Where operators' commands and Prometheus ask.

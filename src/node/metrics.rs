@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::base::count::{HistogramValues, Label as _};
 use crate::base::limits::{METRICS_PEERS_MAX, QUEUE_TOTALS_INTERVAL};
 use crate::base::{Context as _, Fault, UnixMillis};
 use crate::service::counts::RequestCounts;
-use crate::storage::backlog::QueueTotals;
+use crate::storage::queues::QueueTotals;
 use crate::transport::PortCounts;
 
 /// The format of [`Admin::scrape`].
@@ -95,6 +95,7 @@ metrics! {
     PEER_CONNECTED = Gauge "mimi_peer_connected" ["peer"] in "", "Whether a connection of ours to the peer is up";
     PEER_FAILURES = Gauge "mimi_peer_failures" ["peer"] in "", "Failures to reach the peer in a row, now";
     PEER_FRAMES_QUEUED = Gauge "mimi_peer_frames_queued" ["peer"] in "", "Lane frames that wait for the peer on disk";
+    PEER_BYTES_QUEUED = Gauge "mimi_peer_queued_bytes" ["peer"] in "bytes", "Their octets";
     PEER_LANES = Gauge "mimi_peer_lanes" ["peer"] in "", "Lanes that have frames waiting for the peer";
     PEER_OLDEST = Gauge "mimi_peer_oldest_undelivered_age_seconds" ["peer"] in "seconds",
         "The age of the oldest lane frame that waits for the peer; 0 when none does";
@@ -110,6 +111,9 @@ metrics! {
     PEER_REQUESTS_FAILED = Counter "mimi_peer_requests_failed_total" ["peer"] in "", "Those of them that got no answer";
     PEER_REQUESTS_RECEIVED = Counter "mimi_peer_requests_received_total" ["peer"] in "", "Other requests of the peer";
     PEER_REFUSED = Counter "mimi_peer_refused_total" ["peer"] in "", "Requests and lanes of the peer that this node has refused";
+    PEER_OVER_LIMITS = Counter "mimi_peer_over_limits_total" ["peer"] in "", "Requests and streams of the peer that were over its limits";
+    PEER_DEAD_LETTERS = Gauge "mimi_peer_dead_letters" ["peer"] in "",
+        "Incarnations of lanes to the peer that ended before all their frames were delivered, as far as they are kept";
     DIALS = Counter "mimi_dials_total" ["outcome"] in "", "Attempts to reach peers, each over all addresses of one, by outcome";
 
     CONNECTIONS_OPEN = Gauge "mimi_connections_open" ["port"] in "", "Connections that others have made and that are open";
@@ -188,22 +192,25 @@ impl Collector for Gathered {
             let help = format!("{}.", metric.help);
             let mut family = encoder.encode_descriptor(metric.stem(), &help, unit.as_ref(), metric.metric_type())?;
             for (labels, value) in samples.0.get(metric.name).into_iter().flatten() {
-                if let Value::Info = value {
-                    family.encode_info(labels)?;
-                    continue;
-                }
-                let mut one = family.encode_family(labels)?;
                 match value {
-                    Value::Count(count) => one.encode_counter::<NoLabelSet, u64, f64>(count, None)?,
-                    Value::Number(number) => one.encode_gauge(number)?,
-                    Value::Histogram(values) => {
-                        one.encode_histogram::<NoLabelSet>(values.sum, values.count, &values.buckets, None)?
-                    }
-                    Value::Info => {}
+                    Value::Info => family.encode_info(labels)?,
+                    // An empty set of labels would be written as `{}`.
+                    value if labels.is_empty() => write(&mut family, value)?,
+                    value => write(&mut family.encode_family(labels)?, value)?,
                 }
             }
         }
         Ok(())
+    }
+}
+
+fn write(encoder: &mut MetricEncoder<'_>, value: &Value) -> std::fmt::Result {
+    match value {
+        Value::Count(count) => encoder.encode_counter::<NoLabelSet, u64, f64>(count, None),
+        Value::Number(number) => encoder.encode_gauge(number),
+        Value::Histogram(values) => encoder.encode_histogram::<NoLabelSet>(values.sum, values.count, &values.buckets, None),
+        // An info is nothing but its labels.
+        Value::Info => Ok(()),
     }
 }
 
@@ -313,7 +320,7 @@ fn put_requests(samples: &mut Samples, from: &str, counts: &RequestCounts) {
 fn put_peers(samples: &mut Samples, mut peers: Vec<PeerView>) {
     peers.sort_by_key(|peer| {
         let troubled = !matches!(peer.state.as_str(), "up" | "untried");
-        (!peer.configured, peer.queued.frames == 0, !troubled, peer.domain.clone())
+        (!peer.policy.configured, peer.queued.frames == 0, !troubled, peer.domain.clone())
     });
     let others = peers.split_off(peers.len().min(METRICS_PEERS_MAX));
     for peer in &peers {
@@ -335,17 +342,19 @@ fn put_peer(samples: &mut Samples, name: &str, peers: &[PeerView]) {
     }
     let sum = |of: fn(&PeerView) -> u64| peers.iter().map(of).sum::<u64>();
     let oldest = peers.iter().filter_map(|peer| peer.queued.oldest_age_seconds).max().unwrap_or(0);
-    let gauges: [(&'static Metric, u64); 7] = [
+    let gauges: [(&'static Metric, u64); 9] = [
         (&PEER_CONNECTED, sum(|peer| u64::from(peer.connected.is_some()))),
         (&PEER_FAILURES, sum(|peer| u64::from(peer.failures))),
         (&PEER_FRAMES_QUEUED, sum(|peer| peer.queued.frames)),
+        (&PEER_BYTES_QUEUED, sum(|peer| peer.queued.bytes)),
+        (&PEER_DEAD_LETTERS, sum(|peer| peer.dead_letters)),
         (&PEER_LANES, sum(|peer| peer.queued.lanes)),
         (&PEER_OLDEST, oldest),
         (&PEER_FRAMES_IN_FLIGHT, sum(|peer| peer.in_flight.frames)),
         (&PEER_REQUESTS_IN_FLIGHT, sum(|peer| peer.in_flight.requests)),
     ];
     gauges.into_iter().for_each(|(metric, value)| samples.gauge(metric, &[name], value as f64));
-    let counters: [(&'static Metric, u64); 7] = [
+    let counters: [(&'static Metric, u64); 8] = [
         (&PEER_FRAMES_SENT, sum(|peer| peer.counts.frames_sent)),
         (&PEER_FRAMES_DELIVERED, sum(|peer| peer.counts.frames_delivered)),
         (&PEER_FRAMES_RECEIVED, sum(|peer| peer.counts.frames_received)),
@@ -353,6 +362,7 @@ fn put_peer(samples: &mut Samples, name: &str, peers: &[PeerView]) {
         (&PEER_REQUESTS_FAILED, sum(|peer| peer.counts.requests_failed)),
         (&PEER_REQUESTS_RECEIVED, sum(|peer| peer.counts.requests_received)),
         (&PEER_REFUSED, sum(|peer| peer.counts.refused)),
+        (&PEER_OVER_LIMITS, sum(|peer| peer.counts.over_limits)),
     ];
     counters.into_iter().for_each(|(metric, value)| samples.count(metric, &[name], value));
 }

@@ -130,7 +130,6 @@ struct State {
 #[derive(Debug)]
 pub struct Reloader {
     config: Tls,
-    peers: BTreeMap<Domain, PeerTrust>,
     tls: NodeTls,
     state: Mutex<State>,
     counts: Arc<ReloadCounts>,
@@ -159,13 +158,12 @@ impl Reloader {
     /// Reads the files for the first time. Fails with one sentence when they cannot be used.
     pub fn load(config: &Config) -> Result<Self, Fault> {
         let stamps = stamps(&config.tls);
-        let peers = config.peer_trust();
-        let sources = read_trust(&config.tls, &peers)?;
+        let sources = read_trust(&config.tls, &config.peer_trust())?;
         let pair = Pair::read(&config.tls)?;
         let tls = NodeTls::new(&config.domain, &pair.chain, &pair.key, Trust::read(&sources)?)?;
         let part = |digest| Part { digest, fault: None };
         let state = State { stamps, pair: part(pair.digest()), trust: part(trust_digest(&sources)) };
-        Ok(Self { config: config.tls.clone(), peers, tls, state: Mutex::new(state), counts: Arc::default() })
+        Ok(Self { config: config.tls.clone(), tls, state: Mutex::new(state), counts: Arc::default() })
     }
 
     /// What became of changed files.
@@ -243,7 +241,7 @@ impl Reloader {
                 }
             }
         }
-        let taken = read_trust(&self.config, &self.peers).and_then(|sources| {
+        let taken = read_trust(&self.config, self.tls.trust().peers()).and_then(|sources| {
             let digest = trust_digest(&sources);
             let changed = digest != state.trust.digest;
             Ok(if changed { Some((digest, Trust::read(&sources)?)) } else { None })
@@ -253,7 +251,7 @@ impl Reloader {
             Ok(Some((digest, trust))) => {
                 state.trust = Part { digest, fault: None };
                 let (authorities, crls) = (trust.authorities(), trust.crls().count());
-                let cut = self.tls.set_trust(trust);
+                let cut = self.tls.set_authorities(&trust);
                 self.counts.trust.one(ReloadOutcome::Taken);
                 tracing::info!(authorities, crls, "whom this node trusts was read anew");
                 log_cut(&cut);

@@ -19,10 +19,11 @@ use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
 use crate::service::hello::OwnHello;
+use crate::service::peer_policy::stored_overrides;
 use crate::service::ports::{ClientPort, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, Resolver, accept, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -53,12 +54,13 @@ impl Node {
         let admin_listener = AdminListener::bind(config).await?;
         let admin_tcp = admin_listener.tcp_address();
         let resolver = Resolver::new(&config.dns.resolver_settings())?;
-        let resolver = resolver.with_static(discovery::Service::Federation, config.static_addresses());
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
         let hello = Arc::new(hello);
-        let peers =
-            PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello.clone(), config.dial_settings())?;
+        let mut dial_settings = config.dial_settings();
+        // In force before anything is sent or taken.
+        dial_settings.policies = dial_settings.policies.with_overrides(stored_overrides(&storage).await?);
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello.clone(), dial_settings)?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =
@@ -72,7 +74,6 @@ impl Node {
         tasks.spawn(reload::run(reloader.clone(), stopping.clone()));
         let admin = Admin {
             service: service.clone(),
-            config: config.clone(),
             calendar: Calendar::now(),
             metrics: Metrics::new(reloader.counts().clone()),
             reload: {

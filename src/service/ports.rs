@@ -6,6 +6,7 @@ use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
 use super::hello::OwnHello;
+use super::peer_rates::Over;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
 use crate::base::limits::{FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX};
@@ -49,6 +50,7 @@ impl ConnectionHandler for PeerPort {
             if domain == service.domain {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
+            service.let_in(&domain)?;
             hello.judge(&theirs, &domain)?;
             Ok((domain, session))
         };
@@ -62,7 +64,12 @@ impl ConnectionHandler for PeerPort {
             }
             Err(reason) => {
                 service.counts.federation_port.turned.one(turned);
-                tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}");
+                if matches!(turned, Turned::Denied | Turned::OverLimits) {
+                    // The log has it already, once for each peer.
+                    tracing::debug!(remote = %accepted.remote, "a peer was turned away: {reason}");
+                } else {
+                    tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}");
+                }
             }
         }
     }
@@ -78,6 +85,7 @@ fn turned_away(code: CloseCode) -> Turned {
         CloseCode::NotAuthorized => Turned::Certificate,
         CloseCode::WrongDomain => Turned::WrongDomain,
         CloseCode::Denied => Turned::Denied,
+        CloseCode::OverLimits => Turned::OverLimits,
         _ => Turned::Hello,
     }
 }
@@ -140,6 +148,11 @@ impl Service {
 
     /// Answers the requests of one stream of a peer in order, until it ends: one for most, many for lanes.
     async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain) {
+        let limits = || self.peers.policies().limits(peer);
+        let _counted = match self.peer_rates.stream(peer, &limits(), UnixMillis::now()) {
+            Ok(counted) => counted,
+            Err(over) => return self.answer_over(send, &mut recv, peer, over).await,
+        };
         let mut shutdown = self.shutdown.clone();
         loop {
             let frame = tokio::select! {
@@ -150,7 +163,14 @@ impl Service {
                 }
             };
             let answer = match frame {
-                Ok(Some(frame)) => encode(&self.peer_request(&frame, peer).await),
+                Ok(Some(frame)) => match self.peer_rates.request(peer, frame.len(), &limits(), UnixMillis::now()) {
+                    Ok(()) => encode(&self.peer_request(&frame, peer).await),
+                    Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over).await,
+                    Err(over) => {
+                        self.peers.traffic().of(peer).over_limits.one();
+                        encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())))
+                    }
+                },
                 Ok(None) => {
                     let _ = send.finish();
                     return;
@@ -161,6 +181,20 @@ impl Service {
                 return;
             }
         }
+    }
+
+    /// Ends a stream of a peer that is over its limits: with an answer, or with the end of all its connections.
+    async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over) {
+        self.peers.traffic().of(peer).over_limits.one();
+        let code = CloseCode::OverLimits.number();
+        if over.is_refused() {
+            let _ = recv.stop(code);
+            let _ = send.reset(code);
+            return self.refuse(peer);
+        }
+        let answer = encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())));
+        send_answer(&mut send, &answer).await;
+        let _ = recv.stop(code);
     }
 
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {

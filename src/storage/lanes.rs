@@ -83,6 +83,17 @@ pub struct FrameSize {
     pub is_reset: bool,
 }
 
+/// The frames that wait in a lane before a certain one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LanePrefix {
+    /// How many.
+    pub frames: u64,
+    /// Their octets.
+    pub octets: u64,
+    /// How many of them are a `reset`: none or one.
+    pub resets: u64,
+}
+
 /// Which lanes are looked for, see [`Storage::lanes_over`].
 #[derive(Clone, Copy, Debug)]
 pub struct LaneBounds {
@@ -90,7 +101,7 @@ pub struct LaneBounds {
     pub frames_max: u64,
     /// More octets than this wait.
     pub octets_max: u64,
-    /// The first frame was accepted before this.
+    /// The first message was accepted before this.
     pub accepted_before: UnixMillis,
 }
 
@@ -238,7 +249,8 @@ impl Storage {
         let rows = sqlx::query(
             "SELECT domain, group_id FROM lanes WHERE undelivered_since_ms IS NOT NULL AND (frames > $1 OR octets > $2 \
              OR (undelivered_since_ms < $3 AND (SELECT f.accepted_at_ms FROM lane_frames f WHERE f.domain = lanes.domain \
-             AND f.group_id = lanes.group_id AND f.lane_sequence > begins_after ORDER BY f.lane_sequence LIMIT 1) < $3))",
+             AND f.group_id = lanes.group_id AND f.lane_sequence > begins_after AND f.is_reset = 0 \
+             ORDER BY f.lane_sequence LIMIT 1) < $3))",
         )
         .bind(integer(bounds.frames_max))
         .bind(integer(bounds.octets_max))
@@ -295,6 +307,31 @@ impl Storage {
             })
         });
         sizes.collect::<Result<_, _>>().context(failed)
+    }
+
+    /// The frames before `before` that wait in a lane.
+    pub async fn frames_before(&self, domain: &Domain, group_id: &str, before: u64) -> Result<LanePrefix, Fault> {
+        let failed = "could not count waiting frames";
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS frames, COALESCE(SUM(f.octets), 0) AS octets, COALESCE(SUM(f.is_reset), 0) AS resets \
+             FROM lanes l JOIN lane_frames f ON f.domain = l.domain AND f.group_id = l.group_id \
+             AND f.lane_sequence > l.begins_after AND f.lane_sequence < l.begins_after + $3 \
+             WHERE l.domain = $1 AND l.group_id = $2",
+        )
+        .bind(domain.as_str())
+        .bind(group_id)
+        .bind(integer(before))
+        .fetch_one(self.readers())
+        .await
+        .context(failed)?;
+        let prefix = || {
+            Ok::<_, sqlx::Error>(LanePrefix {
+                frames: number(&row, "frames")?,
+                octets: number(&row, "octets")?,
+                resets: number(&row, "resets")?,
+            })
+        };
+        prefix().context(failed)
     }
 
     /// The different sets of recipients, encoded, of the frames before `before` that wait in a lane: at most `limit`.

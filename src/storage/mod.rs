@@ -5,7 +5,6 @@
 
 pub mod accounts;
 pub mod answers;
-pub mod backlog;
 pub mod blocks;
 pub mod clients;
 pub mod dead_letters;
@@ -16,6 +15,8 @@ mod invites;
 pub mod key_packages;
 pub mod lanes;
 pub mod lanes_in;
+pub mod peers;
+pub mod probe;
 pub mod queues;
 pub mod settings;
 pub mod status;
@@ -140,6 +141,7 @@ fn migrator() -> Migrator {
         (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
         (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
+        (4, "peers", include_str!("migrations/sqlite/0004_peers.sql")),
         (5, "dead_letters", include_str!("migrations/sqlite/0005_dead_letters.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {

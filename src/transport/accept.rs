@@ -50,6 +50,8 @@ labels! {
         WrongDomain = "wrong_domain",
         /// Our policy does not let it in.
         Denied = "denied",
+        /// The peer is over its limits.
+        OverLimits = "over_limits",
     }
 }
 

@@ -68,8 +68,10 @@ codes! {
     NotProcessed = 12, "not processed";
     /// Stream: whoever asked no longer waits for the answer.
     Cancelled = 13, "cancelled";
+    /// Connection and stream: the peer went on after it was told to wait, and is refused for a while.
+    OverLimits = 14, "over its limits";
     /// The two `hello`s have no version in common; the reason names both sides' versions.
-    NoVersion = 14, "no protocol version in common";
+    NoVersion = 15, "no protocol version in common";
 }
 
 impl CloseCode {

@@ -120,7 +120,7 @@ troubles! {
     /// The address was dialled too often lately without finding a peer.
     LeftAlone = 23, "left_alone", "wait a minute";
     /// The node answers that it takes no connection now.
-    TurnedAway = 24, "turned_away", "the node is stopping or has too many connections: try again";
+    TurnedAway = 24, "turned_away", "the node is stopping, has too many connections, or has had too much of us: try again in a while";
     /// Nobody who is trusted vouches for the certificate.
     UntrustedCertificate = 30, "untrusted_certificate", "give each side the other's CA, or correct the pin";
     /// The certificate does not stand for the domain.

@@ -155,7 +155,7 @@ async fn a_healthy_peer_is_healthy_both_ways() {
 
     run(["node", "peers", "hold", "b.test", "--config", &clinic.config(0)]).await.ok();
     let held = clinic.b().await;
-    held.is(Trouble::HeldHere, "policy_here", "holds the peer");
+    held.is(Trouble::HeldHere, "policy_here", "holds the peer: what is for it waits (an operator holds it");
     assert_eq!(held.check("way_back").verdict, Verdict::Ok, "the rest is looked at");
     assert_eq!(clinic.doctor(1, "a.test").await.diagnosis.trouble, Some(Trouble::HeldThere));
 
@@ -313,7 +313,7 @@ async fn a_probe_is_for_whoever_asks_and_bounded() {
     deaf.set_nonblocking(true).expect("it may be asked");
     while deaf.recv(&mut octets).is_ok() {}
 
-    a.service().peers().deny(&world.site(2).domain, "a test").expect("known");
+    a.service().deny_peer(&world.site(2).domain, "a test").await.expect("it is kept");
     // It may be refused altogether; if it is answered, then without having been dialled.
     if let Ok(answer) = c.ask_peer(&PeerRequest::ProbeBack).await {
         let PeerResponse::ProbeBack(report) = answer else { panic!("{answer:?}") };

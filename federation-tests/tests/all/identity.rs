@@ -15,7 +15,6 @@ use mimi_node::node::Node;
 use mimi_node::node::config::{replace_public, write_secret};
 use mimi_node::transport::accept::peer_chain;
 use mimi_node::transport::frame::{read_frame, write_frame};
-use mimi_node::transport::tls::ALPNS_FEDERATION;
 use mimi_node::transport::{CloseCode, EndpointSecret, Pin, endpoint};
 use mimi_node::wire::peer::{PeerRequest, PeerResponse};
 use mimi_node::wire::{ErrorCode, encode};
@@ -153,8 +152,7 @@ fn issue(ca: &TlsCa, vouched: Vouched, named: Named, usage: ExtendedKeyUsage) ->
 
 /// The odd peer dials the node and says `hello`.
 async fn inbound(pair: &Pair, certificate: &TlsCertificate) -> Answer {
-    let (config, a) =
-        (dialling_config(&pair.ca, Some(certificate), ALPNS_FEDERATION).expect("a configuration"), pair.world.site(0));
+    let (config, a) = (dialling_config(&pair.ca, Some(certificate)).expect("a configuration"), pair.world.site(0));
     Raw::peer(config, a.federation, &a.domain, &domain("b.test")).await.err()
 }
 
@@ -187,7 +185,7 @@ async fn ask(node: &Node, peer: &Domain) -> Result<Vec<u8>, PeerError> {
 /// From now on the odd peer shows this certificate to who dials it. A connection is answered by the one that was shown when its
 /// first packet came, and a node dials as soon as the peer has said `hello` to it: so this comes before either direction.
 fn show(pair: &Pair, certificate: &TlsCertificate) {
-    pair.peer.set_server_config(Some(accepting_config(&pair.ca, certificate, ALPNS_FEDERATION).expect("a configuration")));
+    pair.peer.set_server_config(Some(accepting_config(&pair.ca, certificate).expect("a configuration")));
 }
 
 /// The node dials the odd peer.
@@ -276,11 +274,10 @@ async fn no_session_is_resumed_in_either_direction() {
     let pair = Pair { world, node, ca, peer };
     let certificate = issue(&pair.ca, Vouched::OwnCa, Named::Right, ExtendedKeyUsage::Both);
     // One configuration for all dials, with rustls' usual memory of sessions: what a resuming client would have.
-    let (dialling, a) =
-        (dialling_config(&pair.ca, Some(&certificate), ALPNS_FEDERATION).expect("a configuration"), pair.world.site(0));
+    let (dialling, a) = (dialling_config(&pair.ca, Some(&certificate)).expect("a configuration"), pair.world.site(0));
     let b = domain("b.test");
     let dial = || Raw::peer(dialling.clone(), a.federation, &a.domain, &b);
-    pair.peer.set_server_config(Some(accepting_config(&pair.ca, &certificate, ALPNS_FEDERATION).expect("a configuration")));
+    pair.peer.set_server_config(Some(accepting_config(&pair.ca, &certificate).expect("a configuration")));
     for _ in 0..2 {
         dial().await.expect("let in");
         let (asked, answer) = tokio::join!(ask(&pair.node, &b), answer_one(&pair.peer));
@@ -474,7 +471,7 @@ async fn rotate_all(
 ) -> Result<Vec<Rotation>, String> {
     let ca = load_ca(world);
     let stranger = ca.issue(&TlsCertificateOptions::for_domain(&domain("z.test")), UnixMillis::now()).expect("a certificate");
-    let config = dialling_config(&ca, Some(&stranger), ALPNS_FEDERATION).map_err(|fault| fault.to_string())?;
+    let config = dialling_config(&ca, Some(&stranger)).map_err(|fault| fault.to_string())?;
     let mut rotations = Vec::new();
     for number in 0..ROTATIONS {
         let by_signal = number % 2 == 1;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use federation_tests::raw::{Ended, Raw, accepting_config, dialling_config};
+use federation_tests::raw::{Ended, Raw, accepting_config_with, dialling_config_with};
 use federation_tests::world::World;
 use mimi_node::base::{Domain, UnixMillis};
 use mimi_node::federation::{PeerError, Why};
@@ -119,11 +119,11 @@ async fn no_version_in_common_is_said_on_both_sides() {
     let options = TlsCertificateOptions::for_domain(&world.site(1).domain);
     let certificate = ca.issue(&options, UnixMillis::now()).expect("a certificate");
     let alpns: &[&[u8]] = &[b"mimi-fed/2"];
-    let dialling = dialling_config(&ca, Some(&certificate), alpns).expect("a configuration");
+    let dialling = dialling_config_with(&ca, Some(&certificate), alpns).expect("a configuration");
     let refused = Raw::dial(dialling, world.site(0).federation, a).await.err();
     assert_eq!(refused, Some(Ended::Alert(120)));
     logged(&world, 0, &["INFO", "offers no protocol (ALPN) that this port speaks"]).await;
-    let accepting = accepting_config(&ca, &certificate, alpns).expect("a configuration");
+    let accepting = accepting_config_with(&ca, &certificate, alpns).expect("a configuration");
     let later = endpoint::bind(world.site(1).federation, Some(accepting), &EndpointSecret::generate()).expect("an endpoint");
     let accept = async {
         while let Some(incoming) = later.accept().await {
@@ -137,7 +137,7 @@ async fn no_version_in_common_is_said_on_both_sides() {
     assert_eq!(said.status.code(), Some(i32::from(Trouble::NoProtocol.number())), "{}", said.stdout);
     // A later node that still speaks this version offers both, and the one in common is taken.
     let both: &[&[u8]] = &[b"mimi-fed/2", b"mimi-fed/1"];
-    let dialling = dialling_config(&ca, Some(&certificate), both).expect("a configuration");
+    let dialling = dialling_config_with(&ca, Some(&certificate), both).expect("a configuration");
     Raw::peer(dialling, world.site(0).federation, a, &world.site(1).domain).await.expect("mimi-fed/1 is in common");
     process.kill().await.expect("killed");
 }

@@ -195,7 +195,7 @@ fn ungreeted(connection: &Connection, error: &PeerError) -> Refusal {
             Some(CloseCode::NoVersion) => Trouble::NoVersion,
             Some(CloseCode::NoAlpn) => Trouble::NoProtocol,
             Some(CloseCode::HelloRefused) => Trouble::HelloRefused,
-            Some(CloseCode::ShuttingDown) => Trouble::TurnedAway,
+            Some(CloseCode::ShuttingDown | CloseCode::OverLimits) => Trouble::TurnedAway,
             _ => Trouble::Broken,
         },
         // What this side found.
@@ -204,7 +204,7 @@ fn ungreeted(connection: &Connection, error: &PeerError) -> Refusal {
             Why::Protocol => Trouble::NoVersion,
             Why::HelloRefused => Trouble::HelloRefused,
             Why::Denied => Trouble::DeniedThere,
-            Why::Refused => Trouble::TurnedAway,
+            Why::Refused | Why::OverLimits => Trouble::TurnedAway,
             _ => Trouble::Broken,
         },
     };

@@ -87,8 +87,14 @@ fn policy_here(findings: &Findings) -> Check {
         return Check::fail(name, Trouble::Local, "this is the node's own domain: give another one");
     }
     match here.standing {
-        Standing::Denied => Check::fail(name, Trouble::DeniedHere, "this node denies the peer, so nothing was sent to it"),
-        Standing::Held => Check::fail(name, Trouble::HeldHere, "this node holds the peer: what is for it waits"),
+        Standing::Denied => {
+            let why = here.policy.as_deref().unwrap_or("denied");
+            Check::fail(name, Trouble::DeniedHere, format!("this node denies the peer, so nothing was sent to it ({why})"))
+        }
+        Standing::Held => {
+            let why = here.policy.as_deref().unwrap_or("held");
+            Check::fail(name, Trouble::HeldHere, format!("this node holds the peer: what is for it waits ({why})"))
+        }
         Standing::Allowed => match &here.last_failure {
             // What was the matter then may be over: the rest of the checks tells.
             Some(failure) => {
@@ -337,7 +343,13 @@ mod tests {
             own: "a.test".parse().expect("a domain"),
             depth: Depth::BothWays,
             at_ms: 1_900_000_000_000,
-            here: HereFinding { standing: Standing::Allowed, state: "up".to_owned(), last_failure: None, connected: None },
+            here: HereFinding {
+                standing: Standing::Allowed,
+                policy: None,
+                state: "up".to_owned(),
+                last_failure: None,
+                connected: None,
+            },
             own_certificate: OwnCertificateFinding { not_after_ms: u64::MAX, days_left: 60 },
             dns: Some(DnsFinding {
                 name: Some("_mimi-fed._udp.b.test.".to_owned()),

@@ -45,6 +45,8 @@ impl Findings {
 pub struct HereFinding {
     /// By an operator.
     pub standing: Standing,
+    /// Who has said so, where and why: the configuration, or an operator at run time. `None`: allowed.
+    pub policy: Option<String>,
     /// The gate: `up`, `probing`, `backing off`, `held`, `denied`.
     pub state: String,
     /// Why the last attempt failed, if none has succeeded since.

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::router::Admin;
-use super::view::{CountsView, InFlightView, LastErrorView, PeerView, QueuedView};
-use crate::base::limits::PEERS_MAX;
+use super::view::{CountsView, InFlightView, LastErrorView, PeerView, PolicyView, QueuedView};
 use crate::base::{Domain, Fault, UnixMillis};
-use crate::federation::{GateState, PeerStatus, PeerTraffic};
+use crate::federation::policy::Closure;
+use crate::federation::{EffectivePolicy, GateState, PeerStatus, PeerTraffic};
 use crate::identity::tls::days_left;
-use crate::storage::backlog::Backlog;
+use crate::storage::lanes::LaneTotals;
 
 /// A time of the monotonic clock as one of the calendar, the same each time it is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -58,24 +58,28 @@ impl Admin {
         let pool = self.service.peers();
         let statuses: BTreeMap<Domain, PeerStatus> =
             pool.statuses().into_iter().map(|status| (status.domain.clone(), status)).collect();
-        let backlogs = self.service.storage().backlogs(PEERS_MAX).await?;
-        let backlogs: BTreeMap<Domain, Backlog> = backlogs.into_iter().map(|backlog| (backlog.domain.clone(), backlog)).collect();
+        let waiting = self.service.storage().lane_totals().await?;
+        let waiting: BTreeMap<Domain, LaneTotals> = waiting.into_iter().map(|totals| (totals.domain.clone(), totals)).collect();
+        let dead = self.service.storage().dead_letter_totals().await?;
+        let dead: BTreeMap<Domain, u64> = dead.into_iter().map(|totals| (totals.domain, totals.letters)).collect();
         let certificates = pool.tls().peers_not_after();
-        let mut domains: BTreeSet<Domain> = self.config.peers.keys().cloned().collect();
-        domains.extend(statuses.keys().chain(backlogs.keys()).chain(certificates.keys()).cloned());
+        let mut domains: BTreeSet<Domain> = pool.policies().named().into_iter().cloned().collect();
+        domains.extend(statuses.keys().chain(waiting.keys()).chain(dead.keys()).chain(certificates.keys()).cloned());
         domains.extend(pool.traffic().domains());
         let views = domains.into_iter().map(|domain| {
-            let mut view = self.untried(&domain);
+            let mut view = untried(&domain, self.service.peer_policy(&domain));
             if let Some(status) = statuses.get(&domain) {
                 self.put_status(&mut view, status);
             }
-            if let Some(backlog) = backlogs.get(&domain) {
+            if let Some(totals) = waiting.get(&domain) {
                 view.queued = QueuedView {
-                    frames: backlog.frames,
-                    lanes: backlog.lanes,
-                    oldest_age_seconds: Some(now.0.saturating_sub(backlog.oldest.0) / 1000),
+                    frames: totals.frames,
+                    bytes: totals.octets,
+                    lanes: totals.lanes,
+                    oldest_age_seconds: Some(age_seconds(totals.undelivered_since, now)),
                 };
             }
+            view.dead_letters = dead.get(&domain).copied().unwrap_or_default();
             view.certificate_days_left = certificates.get(&domain).map(|end| days_left(*end, now));
             if let Some(traffic) = pool.traffic().known(&domain) {
                 put_traffic(&mut view, &traffic);
@@ -85,26 +89,10 @@ impl Admin {
         Ok(views.collect())
     }
 
-    /// One peer, whether or not there is anything to say of it.
-    pub(in crate::node) async fn peer(&self, domain: &Domain) -> Result<Option<PeerView>, Fault> {
-        Ok(self.peers().await?.into_iter().find(|view| view.domain == *domain))
-    }
-
-    fn untried(&self, domain: &Domain) -> PeerView {
-        PeerView {
-            domain: domain.clone(),
-            state: "untried".to_owned(),
-            since: None,
-            retry_at: None,
-            failures: 0,
-            last_error: None,
-            connected: None,
-            certificate_days_left: None,
-            configured: self.config.peers.contains_key(domain),
-            queued: QueuedView::default(),
-            in_flight: InFlightView::default(),
-            counts: CountsView::default(),
-        }
+    /// One peer, also one that there is nothing to say of but what holds for everyone.
+    pub(in crate::node) async fn peer(&self, domain: &Domain) -> Result<PeerView, Fault> {
+        let known = self.peers().await?.into_iter().find(|view| view.domain == *domain);
+        Ok(known.unwrap_or_else(|| untried(domain, self.service.peer_policy(domain))))
     }
 
     fn put_status(&self, view: &mut PeerView, status: &PeerStatus) {
@@ -123,6 +111,42 @@ impl Admin {
     }
 }
 
+/// A peer of which nothing is known but what the configuration and operators say.
+fn untried(domain: &Domain, policy: EffectivePolicy) -> PeerView {
+    let state = match policy.closure() {
+        Some(Closure::Denied(_)) => "denied",
+        Some(Closure::Held) => "held",
+        None => "untried",
+    };
+    PeerView {
+        domain: domain.clone(),
+        state: state.to_owned(),
+        since: None,
+        retry_at: None,
+        failures: 0,
+        last_error: None,
+        connected: None,
+        certificate_days_left: None,
+        policy: PolicyView {
+            denied: policy.denied,
+            held: policy.held,
+            reason: policy.reason,
+            configured: policy.configured,
+            limits: policy.limits,
+            said: policy.overridden,
+        },
+        dead_letters: 0,
+        queued: QueuedView::default(),
+        in_flight: InFlightView::default(),
+        counts: CountsView::default(),
+    }
+}
+
+/// How long ago that was.
+pub(super) fn age_seconds(then: UnixMillis, now: UnixMillis) -> u64 {
+    now.0.saturating_sub(then.0) / 1000
+}
+
 /// Puts in what went to and came from a peer.
 pub(in crate::node) fn put_traffic(view: &mut PeerView, traffic: &PeerTraffic) {
     view.in_flight = InFlightView { frames: traffic.frames_in_flight.value(), requests: traffic.requests_in_flight.value() };
@@ -134,5 +158,6 @@ pub(in crate::node) fn put_traffic(view: &mut PeerView, traffic: &PeerTraffic) {
         requests_failed: traffic.requests_failed.value(),
         requests_received: traffic.requests_received.value(),
         refused: traffic.refused.value(),
+        over_limits: traffic.over_limits.value(),
     };
 }

@@ -12,12 +12,12 @@ use super::peers::Calendar;
 use super::view::{ErrorView, FlushedView, HealthView, ReloadedView};
 use crate::base::limits::TRY_WRITING_TIMEOUT;
 use crate::base::{Domain, Fault, UnixMillis};
-use crate::federation::PeerError;
+use crate::federation::PeerOverride;
 use crate::identity::tls::days_left;
-use crate::node::config::Config;
 use crate::node::metrics::{self, Metrics};
 use crate::service::Service;
-use crate::storage::backlog::TryWriting;
+use crate::service::peer_policy::PolicyError;
+use crate::storage::probe::TryWriting;
 
 /// Where a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,6 @@ pub(in crate::node) type Reload = Arc<dyn Fn() -> Result<(), Fault> + Send + Syn
 /// What the admin interface knows and can do.
 pub(in crate::node) struct Admin {
     pub(in crate::node) service: Arc<Service>,
-    pub(in crate::node) config: Config,
     pub(in crate::node) calendar: Calendar,
     pub(in crate::node) reload: Reload,
     pub(in crate::node) metrics: Metrics,
@@ -76,9 +75,13 @@ impl From<Fault> for Refusal {
     }
 }
 
-impl From<PeerError> for Refusal {
-    fn from(error: PeerError) -> Self {
-        Self::new(StatusCode::CONFLICT, "refused", error.to_string())
+impl From<PolicyError> for Refusal {
+    fn from(error: PolicyError) -> Self {
+        match error {
+            PolicyError::Fault(fault) => fault.into(),
+            PolicyError::Invalid { .. } => Self::bad_request(error.to_string()),
+            PolicyError::OwnDomain(_) | PolicyError::TooMany => Self::new(StatusCode::CONFLICT, "refused", error.to_string()),
+        }
     }
 }
 
@@ -115,9 +118,13 @@ enum Route {
     Release,
     Deny,
     Allow,
+    Override,
+    Forget,
     FlushPeer,
     Flush,
     Doctor,
+    Lanes,
+    DeadLetters,
     Reload,
 }
 
@@ -132,9 +139,13 @@ const ROUTES: &[(Method, &str, Route)] = &[
     (Method::POST, "/peers/DOMAIN/release", Route::Release),
     (Method::POST, "/peers/DOMAIN/deny", Route::Deny),
     (Method::POST, "/peers/DOMAIN/allow", Route::Allow),
+    (Method::PUT, "/peers/DOMAIN/override", Route::Override),
+    (Method::DELETE, "/peers/DOMAIN/override", Route::Forget),
     (Method::POST, "/peers/DOMAIN/flush", Route::FlushPeer),
     (Method::POST, "/flush", Route::Flush),
     (Method::POST, "/doctor/DOMAIN", Route::Doctor),
+    (Method::GET, "/lanes", Route::Lanes),
+    (Method::GET, "/dead-letters", Route::DeadLetters),
     (Method::POST, "/reload", Route::Reload),
 ];
 
@@ -171,6 +182,13 @@ fn route<'a>(method: &Method, path: &'a str) -> Result<(Route, &'a str), Refusal
     Err(Refusal { allow: Some(allow), ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message) })
 }
 
+/// The domain of `?domain=`, if there is one; nothing else may be asked.
+fn of_domain(head: &Parts) -> Result<Option<Domain>, Refusal> {
+    let Some(query) = head.uri.query().filter(|query| !query.is_empty()) else { return Ok(None) };
+    let domain = query.strip_prefix("domain=").and_then(|domain| domain.parse().ok());
+    domain.map(Some).ok_or_else(|| Refusal::bad_request("the query may be domain=DOMAIN and nothing else"))
+}
+
 /// The optional body of what changes something.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -181,7 +199,7 @@ struct Reason {
 
 fn reason(body: &[u8]) -> Result<String, Refusal> {
     let reason: Reason = if body.is_empty() { Reason::default() } else { parse(body)? };
-    Ok(reason.reason.filter(|reason| !reason.is_empty()).unwrap_or_else(|| "an operator said so".to_owned()))
+    Ok(reason.reason.unwrap_or_default())
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
@@ -226,7 +244,7 @@ impl Admin {
         let (route, domain) = route(&head.method, head.uri.path())?;
         let domain =
             || domain.parse::<Domain>().map_err(|error| Refusal::bad_request(format!("{domain:?} is not a domain: {error}")));
-        let peers = self.service.peers();
+        let service = &self.service;
         match route {
             Route::Health => Ok(self.health().await),
             Route::Metrics => {
@@ -237,34 +255,51 @@ impl Admin {
             Route::Peer => self.shown(&domain()?).await,
             Route::Retry => {
                 let domain = domain()?;
-                peers.wake(&domain);
+                service.retry_peer(&domain);
                 self.shown(&domain).await
             }
             Route::Hold => {
                 let domain = domain()?;
-                peers.hold(&domain, &reason(body)?)?;
+                service.hold_peer(&domain, &reason(body)?).await?;
+                self.shown(&domain).await
+            }
+            Route::Release => {
+                let domain = domain()?;
+                service.release_peer(&domain).await?;
                 self.shown(&domain).await
             }
             Route::Deny => {
                 let domain = domain()?;
-                peers.deny(&domain, &reason(body)?)?;
+                service.deny_peer(&domain, &reason(body)?).await?;
                 self.shown(&domain).await
             }
-            Route::Release | Route::Allow => {
+            Route::Allow => {
                 let domain = domain()?;
-                peers.reopen(&domain, &reason(body)?);
+                service.allow_peer(&domain).await?;
+                self.shown(&domain).await
+            }
+            Route::Override => {
+                let domain = domain()?;
+                service.override_peer(&domain, parse::<PeerOverride>(body)?).await?;
+                self.shown(&domain).await
+            }
+            Route::Forget => {
+                let domain = domain()?;
+                service.forget_override(&domain).await?;
                 self.shown(&domain).await
             }
             Route::FlushPeer => {
                 let domain = domain()?;
-                peers.flush(Some(&domain));
+                service.flush_peers(Some(&domain));
                 Ok(ok(&FlushedView { flushed: Some(domain) }))
             }
             Route::Flush => {
-                peers.flush(None);
+                service.flush_peers(None);
                 Ok(ok(&FlushedView { flushed: None }))
             }
             Route::Doctor => Ok(ok(&self.service.diagnose(&domain()?).await)),
+            Route::Lanes => Ok(ok(&self.lanes(of_domain(head)?.as_ref()).await?)),
+            Route::DeadLetters => Ok(ok(&self.dead_letters(of_domain(head)?.as_ref()).await?)),
             Route::Reload => {
                 let reload = self.reload.clone();
                 let read = tokio::task::spawn_blocking(move || reload()).await;
@@ -276,9 +311,7 @@ impl Admin {
     }
 
     async fn shown(&self, domain: &Domain) -> Result<Answer, Refusal> {
-        let view = self.peer(domain).await?;
-        let unknown = || Refusal::new(StatusCode::NOT_FOUND, "unknown_peer", format!("nothing is known of {domain}"));
-        view.map(|view| ok(&view)).ok_or_else(unknown)
+        Ok(ok(&self.peer(domain).await?))
     }
 
     async fn health(&self) -> Answer {
@@ -305,3 +338,6 @@ impl Admin {
         json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &view)
     }
 }
+
+#[cfg(test)]
+mod tests;

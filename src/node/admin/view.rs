@@ -6,6 +6,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
+use crate::base::limits::PeerLimits;
+use crate::federation::PeerOverride;
+use crate::federation::policy::Denial;
 
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +47,7 @@ pub struct PeerView {
     pub domain: Domain,
     /// `up`, `probing`, `backing_off`, `held`, `denied`; or `untried`: nobody has had a reason to dial it since the node started.
     pub state: String,
-    /// Since when; `None` for an untried one.
+    /// Since when; `None` for one that nobody has had a reason to dial.
     pub since: Option<String>,
     /// When it may be tried again, while it is backing off.
     pub retry_at: Option<String>,
@@ -56,14 +59,34 @@ pub struct PeerView {
     pub connected: Option<SocketAddr>,
     /// How long its certificate is valid still, in whole days, if it is connected in either direction.
     pub certificate_days_left: Option<i64>,
-    /// Whether the configuration file names it.
-    pub configured: bool,
+    /// What holds for it.
+    pub policy: PolicyView,
     /// What waits for it on disk.
     pub queued: QueuedView,
+    /// Incarnations of lanes to it that ended before all their frames were delivered, as far as they are kept.
+    pub dead_letters: u64,
     /// What is on its way to it.
     pub in_flight: InFlightView,
     /// What went to and came from it since the node started.
     pub counts: CountsView,
+}
+
+/// Who has decided what about a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyView {
+    /// Why it may not federate: `not_listed`, `configuration`, `operator`; `None`: it may.
+    pub denied: Option<Denial>,
+    /// Whether nothing is sent to it.
+    pub held: bool,
+    /// Why, in an operator's words.
+    pub reason: Option<String>,
+    /// Whether the configuration file names it.
+    pub configured: bool,
+    /// How much it may ask for.
+    pub limits: PeerLimits,
+    /// What operators have said of it while the node ran; kept over a restart.
+    #[serde(rename = "override")]
+    pub said: Option<PeerOverride>,
 }
 
 /// Why a peer could not be reached.
@@ -80,9 +103,11 @@ pub struct LastErrorView {
 pub struct QueuedView {
     /// Frames.
     pub frames: u64,
+    /// Their octets.
+    pub bytes: u64,
     /// Lanes, one for each group.
     pub lanes: u64,
-    /// The age of the oldest frame; `None` when nothing waits.
+    /// How long the oldest undelivered frame has waited; `None` when nothing waits.
     pub oldest_age_seconds: Option<u64>,
 }
 
@@ -112,6 +137,8 @@ pub struct CountsView {
     pub requests_received: u64,
     /// Its requests and lanes that we refused.
     pub refused: u64,
+    /// Its requests and streams that were over its limits.
+    pub over_limits: u64,
 }
 
 /// `POST /flush` and `POST /peers/DOMAIN/flush`.
@@ -126,4 +153,56 @@ pub struct FlushedView {
 pub struct ReloadedView {
     /// The TLS files were read, and what they hold is in use.
     pub reloaded: bool,
+}
+
+/// A lane in which frames wait, in `GET /lanes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// The domain that the frames are for.
+    pub domain: Domain,
+    /// The group that they are of.
+    pub group: String,
+    /// The lane's incarnation, hexadecimal.
+    pub incarnation: String,
+    /// The sequence of the first frame that waits.
+    pub first_sequence: u64,
+    /// Frames that wait.
+    pub frames: u64,
+    /// Their octets.
+    pub bytes: u64,
+    /// When the oldest undelivered frame was accepted.
+    pub undelivered_since: String,
+    /// How long ago that is.
+    pub oldest_age_seconds: u64,
+    /// Since when the other side has refused even that the lane begins anew.
+    pub refused_since: Option<String>,
+}
+
+/// A lane's incarnation that ended before all its frames were delivered, in `GET /dead-letters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetterView {
+    /// The domain that the frames were for.
+    pub domain: Domain,
+    /// The group that they were of.
+    pub group: String,
+    /// The incarnation, hexadecimal.
+    pub incarnation: String,
+    /// The first sequence that is lost.
+    pub first_sequence: u64,
+    /// Frames that are lost.
+    pub frames: u64,
+    /// Their octets, as far as they were still here.
+    pub bytes: u64,
+    /// The epoch of the first one.
+    pub epoch: u64,
+    /// The leaves that are told of the loss.
+    pub recipients: u64,
+    /// SHA-256 of the first one's message, hexadecimal, if it was still here.
+    pub digest: Option<String>,
+    /// Why, in a word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub detail: String,
+    /// When.
+    pub died_at: String,
 }
