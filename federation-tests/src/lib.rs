@@ -14,6 +14,7 @@
 //! | [`hub`] | a Delivery Service without network and storage, for benches and fuzzers |
 //! | [`fuzzing`] | what fuzzers feed, and how their corpus is made |
 //! | [`people`] | users whose every octet a test chooses, and their forged groups |
+//! | [`receiver`] | a peer that takes lane frames, or does not, as a test wants |
 //! | [`raw`] | bare connections to a node's ports, with any certificate |
 //! | [`stage`] | running nodes, and proof that a refused request changed nothing |
 //! | [`tables`] | what is in a node's database, to compare |
@@ -30,6 +31,7 @@ pub mod leftovers;
 pub mod links;
 pub mod people;
 pub mod raw;
+pub mod receiver;
 pub mod stage;
 pub mod synth;
 pub mod tables;

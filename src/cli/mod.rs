@@ -3,5 +3,9 @@
 pub mod client;
 pub mod node;
 
+mod admin;
 mod certs;
+mod lanes;
+mod peers;
+mod table;
 mod users;
