@@ -18,6 +18,7 @@ use super::Service;
 use super::lanes_fate::{self, Fate, Over, SentFrames};
 use super::recipients::StoredRecipient;
 use super::removals::Rejected;
+use crate::base::count::Held;
 use crate::base::limits::{
     FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANE_REQUEST_PATIENCE,
     LANE_REQUESTS_AT_ONCE_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
@@ -258,7 +259,9 @@ impl Worker {
 
     async fn run(mut self) {
         let mut shutdown = self.service.shutdown.clone();
+        let traffic = self.service.peers.traffic().of(&self.domain);
         loop {
+            traffic.lanes_held.set(self.lanes.values().filter(|lane| lane.held_until.is_some()).count() as u64);
             let step = async {
                 if let Err(fault) = self.step().await {
                     tracing::error!(domain = %self.domain, "frames cannot be sent: {fault}");
@@ -661,12 +664,16 @@ async fn sleep_until(at: Option<Instant>) {
 /// Sends batches and reads their answers, on `stream` if there is one.
 async fn exchange(service: Arc<Service>, domain: Domain, stream: Option<PeerStream>, batches: Vec<Outgoing>) -> Returned {
     let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
+    let traffic = service.peers.traffic().of(&domain);
     let exchanged = async {
         let mut stream = match stream {
             Some(stream) => stream,
             None => service.peers.open_stream(&domain, deadline).await?,
         };
         let request = encode(&PeerRequest::Lanes(batches.iter().map(|outgoing| outgoing.batch.clone()).collect()));
+        let frames = batches.iter().map(|outgoing| outgoing.batch.frames.len() as u64).sum();
+        traffic.frames_sent.add(frames);
+        let _in_flight = Held::new(traffic.frames_in_flight.clone(), frames);
         stream.sender.write(&request, deadline).await?;
         let answer = stream.receiver.read(FRAME_BYTES_MAX, deadline).await?;
         Ok((answer, stream))
@@ -676,7 +683,15 @@ async fn exchange(service: Arc<Service>, domain: Domain, stream: Option<PeerStre
         Err(error) => return Returned { batches, outcome: Err(NoAnswer::Failed(error)), stream: None },
     };
     let outcome = match decode(&answer) {
-        Ok(PeerResponse::Lanes(answers)) => fitting(answers.into_vec(), &batches),
+        Ok(PeerResponse::Lanes(answers)) => {
+            let fitting = fitting(answers.into_vec(), &batches);
+            fitting.iter().flatten().for_each(|answer| {
+                if let LaneResult::Accepted(frames) = &answer.result {
+                    traffic.frames_delivered.add(frames.len() as u64);
+                }
+            });
+            fitting
+        }
         Ok(PeerResponse::Error(rejection)) => Err(NoAnswer::Refused(rejection)),
         Ok(_) | Err(_) => Err(NoAnswer::Nonsense("the answer is not one for lanes")),
     };
