@@ -276,7 +276,7 @@ async fn probed(peer: &Raw) -> PeerResponse {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_is_for_whoever_asks_and_bounded() {
     let dir = tempfile::tempdir().expect("a directory");
-    let world = World::open(dir.path(), 3).await.expect("a world");
+    let world = World::open(dir.path(), 4).await.expect("a world");
     let a = world.start(0).await.expect("a node");
     let (to, ca) = (world.site(0), testbed_ca(&world));
     let peer_of = async |index: usize| {
@@ -309,18 +309,19 @@ async fn a_probe_is_for_whoever_asks_and_bounded() {
     });
     outcomes.sort_by_key(Result::is_err);
     assert_eq!(outcomes, [Ok(Trouble::UdpSilent.number()), Err(ErrorCode::RateLimited)]);
-    let mut octets = [0; 2_000];
-    deaf.set_nonblocking(true).expect("it may be asked");
-    while deaf.recv(&mut octets).is_ok() {}
 
-    a.service().deny_peer(&world.site(2).domain, "a test").await.expect("it is kept");
-    // It may be refused altogether; if it is answered, then without having been dialled.
-    if let Ok(answer) = c.ask_peer(&PeerRequest::ProbeBack).await {
-        let PeerResponse::ProbeBack(report) = answer else { panic!("{answer:?}") };
+    // A fourth one is denied before anybody has dialled it.
+    let (denied, wire) = (&world.site(3).domain, UdpSocket::bind(world.site(3).federation).expect("d's port"));
+    let d = peer_of(3).await;
+    a.service().deny_peer(denied, "a test").await.expect("it is kept");
+    // Its connection is closed; should the request have been faster, it is answered without having been dialled.
+    if let Ok(PeerResponse::ProbeBack(report)) = d.ask_peer(&PeerRequest::ProbeBack).await {
         assert_eq!((report.standing, report.outcome), (Standing::Denied, Trouble::DeniedHere.number()));
-        assert!(report.addresses.is_empty());
     }
-    assert!(deaf.recv(&mut octets).is_err(), "not a packet");
+    let diagnosis = a.service().diagnose(denied).await;
+    assert_eq!(diagnosis.trouble, Some(Trouble::DeniedHere), "{diagnosis:#?}");
+    wire.set_nonblocking(true).expect("it may be asked");
+    assert!(wire.recv(&mut [0; 2_000]).is_err(), "not a packet");
     a.stop().await.expect("it stops");
 }
 
