@@ -19,7 +19,7 @@ use crate::service::Service;
 use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, PortLimits, Resolver, accept, discovery, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -54,8 +54,9 @@ impl Node {
             Service::new(config.domain.clone(), storage, peers, settings.keys, config.limits.clone(), stopping.clone()).await?;
         service.start_workers().await?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
-        tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
+        let port_limits = PortLimits::from(&config.limits);
+        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone(), port_limits));
+        tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone(), port_limits));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
         tasks.spawn(reload::run(reloader.clone(), stopping));
