@@ -2,8 +2,10 @@
 //! set, with the defaults; the constants behind it are fixed.
 
 mod configurable;
+mod peers;
 
 pub use configurable::Limits;
+pub use peers::{PeerLimits, PeerLimitsOverride};
 
 use std::time::Duration;
 
@@ -273,6 +275,22 @@ pub const BACKOFF_JITTER_PERCENT: u32 = 20;
 /// Peer connections: contact from a peer cuts our back-off short at most this often. Without it two nodes that refuse each
 /// other's `hello` would call each other in a loop.
 pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Dial sequences at once to peers that were reached before, or have reached us; as many more to others. More of either wait their
+/// turn, so that domains that somebody made up keep nobody from those that are there.
+pub const DIALS_AT_ONCE_MAX: usize = 128;
+
+/// How long a peer that went on although it was told to wait is refused: no stream of its is answered and no connection taken.
+pub const PEER_REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// What a peer with too many streams at once is told to wait.
+pub const PEER_STREAMS_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The most peers that an operator can have said something of at run time.
+pub const PEER_OVERRIDES_MAX: usize = 65_536;
+
+/// A connection that is replaced after a flush is closed when its last request is answered, or after this long.
+pub const REPLACED_CONNECTION_KEPT: Duration = CLIENT_REQUEST_TIMEOUT;
 
 /// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
 pub const PEERS_MAX: usize = 4_096;

@@ -271,13 +271,17 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
     if let Some(detail) = rejection.as_unreachable() {
         return Some(match detail.why {
             UnreachableReason::NoSuchDomain => "there is no such domain",
-            UnreachableReason::DoesNotFederate => "that domain does not federate",
+            UnreachableReason::DoesNotFederate => "that domain publishes no node to federate with",
             UnreachableReason::DnsFailure => "that domain could not be looked up in DNS",
             UnreachableReason::Refused => "no node of that domain can be connected to",
             UnreachableReason::TimedOut => "the node of that domain did not answer in time",
             UnreachableReason::Certificate => "one of the two nodes does not accept the other's certificate",
             UnreachableReason::Denied => "that domain and ours are not to talk to each other",
             UnreachableReason::BackingOff => "the node of that domain could not be reached a moment ago",
+            UnreachableReason::Held => "our node's operator has it send nothing to that domain for now",
+            UnreachableReason::ForbiddenAddress => "that domain is at an address that our node does not connect to",
+            UnreachableReason::RefusesFederation => "that domain says that it does not federate",
+            UnreachableReason::OverLimits => "our node has asked too much of that domain and is refused for a while",
         });
     }
     Some(match rejection.code {
@@ -583,7 +587,7 @@ mod tests {
         let said = |rejection: Rejection| Failure::from(ClientError::Refused(rejection)).0;
         assert!(said(ErrorCode::InvalidToken.into()).ends_with("(invalid_token)"));
         let detail = Rejection::unreachable(UnreachableReason::DoesNotFederate, crate::wire::error::Sent::NotSent);
-        assert_eq!(said(detail), "refused: that domain does not federate (unreachable_domain)");
+        assert_eq!(said(detail), "refused: that domain publishes no node to federate with (unreachable_domain)");
         assert_eq!(said(ErrorCode::InvalidCommit.into()), "refused: invalid_commit");
     }
 

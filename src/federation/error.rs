@@ -48,6 +48,8 @@ pub enum Why {
     Held,
     /// An operator of this node does not federate with the peer.
     DeniedHere,
+    /// We have used up what the peer allows us, went on, and are refused for a while.
+    OverLimits,
     /// The connection ended, or the peer gave up the request, before its answer.
     Closed,
     /// The answer, or the request in the peer's eyes, is over its limit.
@@ -75,6 +77,7 @@ impl fmt::Display for Why {
             Self::BackingOff { cause, .. } => return write!(f, "not tried again yet after: {cause}"),
             Self::Held => "held by this node's operator",
             Self::DeniedHere => "denied by this node's operator",
+            Self::OverLimits => "refused for a while by the peer: over its limits",
             Self::Closed => "connection closed",
             Self::TooLarge => "too large",
             Self::Local => "this node cannot",
@@ -156,10 +159,11 @@ impl PeerError {
                 Some(CloseCode::TooLarge) => Why::TooLarge,
                 Some(CloseCode::TimedOut) => Why::TimedOut,
                 Some(CloseCode::NotAuthorized | CloseCode::WrongDomain | CloseCode::Denied) => Why::Denied,
+                Some(CloseCode::OverLimits) => Why::OverLimits,
                 _ => Why::Closed,
             };
-            // The one code by which a peer says that it did not look at a request.
-            let untouched = code == CloseCode::NotProcessed.number();
+            // The codes by which a peer says that it did not look at a request.
+            let untouched = [CloseCode::NotProcessed, CloseCode::OverLimits].iter().any(|known| code == known.number());
             let sent = if untouched { Sent::NotSent } else { sent };
             Self::new(peer, why, sent, format!("the peer ended the stream: {}", CloseCode::describe(code)))
         };
@@ -196,6 +200,7 @@ pub(super) fn connection_failure(error: &ConnectionError) -> (Why, String) {
             let why = match CloseCode::from_number(close.error_code.into_inner()) {
                 Some(CloseCode::HelloRefused | CloseCode::WrongDomain) => Why::HelloRefused,
                 Some(CloseCode::NotAuthorized | CloseCode::Denied) => Why::Denied,
+                Some(CloseCode::OverLimits) => Why::OverLimits,
                 Some(CloseCode::NoAlpn) => Why::Protocol,
                 Some(CloseCode::ShuttingDown) => Why::Refused,
                 Some(CloseCode::TimedOut) => Why::TimedOut,

@@ -1,7 +1,7 @@
 //! Peers over real loopback UDP and real mutual TLS: who is refused and why, and when connections are reused, made anew or
 //! awaited.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

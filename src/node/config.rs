@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use peers::{Dial, Dns, Peer};
+pub use peers::{Dial, Dns, Federation, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Domain;
@@ -35,7 +35,10 @@ pub struct Config {
     /// How other nodes are dialled.
     #[serde(default)]
     pub dial: Dial,
-    /// What clients and groups may use up.
+    /// Who may federate.
+    #[serde(default)]
+    pub federation: Federation,
+    /// What clients, groups and peers may use up.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
     /// What is different for single peers, by domain.

@@ -129,7 +129,6 @@ struct State {
 #[derive(Debug)]
 pub struct Reloader {
     config: Tls,
-    peers: BTreeMap<Domain, PeerTrust>,
     tls: NodeTls,
     state: Mutex<State>,
 }
@@ -138,13 +137,12 @@ impl Reloader {
     /// Reads the files for the first time. Fails with one sentence when they cannot be used.
     pub fn load(config: &Config) -> Result<Self, Fault> {
         let stamps = stamps(&config.tls);
-        let peers = config.peer_trust();
-        let sources = read_trust(&config.tls, &peers)?;
+        let sources = read_trust(&config.tls, &config.peer_trust())?;
         let pair = Pair::read(&config.tls)?;
         let tls = NodeTls::new(&config.domain, &pair.chain, &pair.key, Trust::read(&sources)?)?;
         let part = |digest| Part { digest, fault: None };
         let state = State { stamps, pair: part(pair.digest()), trust: part(trust_digest(&sources)) };
-        Ok(Self { config: config.tls.clone(), peers, tls, state: Mutex::new(state) })
+        Ok(Self { config: config.tls.clone(), tls, state: Mutex::new(state) })
     }
 
     /// The TLS identity.
@@ -212,7 +210,7 @@ impl Reloader {
             }
             Err(fault) => say_once(&mut state.pair.fault, "the new TLS certificate is not used, the old one stays", &fault),
         }
-        let taken = read_trust(&self.config, &self.peers).and_then(|sources| {
+        let taken = read_trust(&self.config, self.tls.trust().peers()).and_then(|sources| {
             let digest = trust_digest(&sources);
             let changed = digest != state.trust.digest;
             Ok(if changed { Some((digest, Trust::read(&sources)?)) } else { None })
@@ -222,7 +220,7 @@ impl Reloader {
             Ok(Some((digest, trust))) => {
                 state.trust = Part { digest, fault: None };
                 let (authorities, crls) = (trust.authorities(), trust.crls().count());
-                let cut = self.tls.set_trust(trust);
+                let cut = self.tls.set_authorities(&trust);
                 tracing::info!(authorities, crls, "whom this node trusts was read anew");
                 log_cut(&cut);
             }

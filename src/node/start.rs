@@ -16,10 +16,11 @@ use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TI
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
+use crate::service::peer_policy::stored_overrides;
 use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, PortLimits, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, PortLimits, Resolver, accept, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -43,11 +44,13 @@ impl Node {
         let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
         let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
         let resolver = Resolver::new(&config.dns.resolver_settings())?;
-        let resolver = resolver.with_static(discovery::Service::Federation, config.static_addresses());
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
         let hello = Arc::new(OwnHello::new(config.domain.clone()));
-        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, config.dial_settings())?;
+        let mut dial_settings = config.dial_settings();
+        // In force before anything is sent or taken.
+        dial_settings.policies = dial_settings.policies.with_overrides(stored_overrides(&storage).await?);
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, dial_settings)?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =

@@ -7,6 +7,7 @@
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
 //! | [`rates`] | how many requests a client may make, and a group gets |
+//! | [`peer_policy`], [`peer_rates`] | what an operator says of peers while the node runs; how much each peer asks for |
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
@@ -21,6 +22,8 @@ pub mod groups;
 pub mod keys;
 pub mod lanes_in;
 pub mod lanes_out;
+pub mod peer_policy;
+pub mod peer_rates;
 pub mod ports;
 pub mod queueing;
 pub mod rates;
@@ -52,6 +55,8 @@ use directory::Directory;
 use groups::HotGroups;
 use keys::Claims;
 use lanes_out::LaneWorkers;
+use peer_policy::PolicyWork;
+use peer_rates::PeerRates;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
@@ -70,6 +75,8 @@ pub struct Service {
     waiters: QueueWaiters,
     rejections: Rejections,
     rates: RequestRates,
+    peer_rates: Arc<PeerRates>,
+    policy_work: PolicyWork,
     status_work: StatusWork,
     claims: Claims,
     lanes: LaneWorkers,
@@ -153,6 +160,8 @@ impl Service {
             waiters: QueueWaiters::default(),
             rejections: Rejections::default(),
             rates,
+            peer_rates: Arc::default(),
+            policy_work: PolicyWork::default(),
             status_work: StatusWork::at_start(),
             claims,
             lanes: LaneWorkers::default(),
@@ -173,6 +182,11 @@ impl Service {
     /// The peers.
     pub fn peers(&self) -> &PeerPool {
         &self.peers
+    }
+
+    /// What peers ask of this node.
+    pub fn peer_rates(&self) -> &PeerRates {
+        &self.peer_rates
     }
 
     /// An encoded good answer.

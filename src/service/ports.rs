@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::peer_rates::Over;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
 use crate::base::limits::{
@@ -75,6 +76,7 @@ impl ConnectionHandler for PeerPort {
         let service = &self.0;
         let hello = OwnHello::new(service.domain.clone());
         let ours = encode(&PeerResponse::Hello(hello.frame()));
+        let mut is_turned_away = false;
         let checked = answer_hello(&accepted.connection, &ours, |frame| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
@@ -87,6 +89,7 @@ impl ConnectionHandler for PeerPort {
             if domain == service.domain {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
+            service.let_in(&domain).inspect_err(|_| is_turned_away = true)?;
             check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
             Ok((domain, session))
         });
@@ -95,6 +98,8 @@ impl ConnectionHandler for PeerPort {
                 service.peers.inbound_contact(&domain);
                 service.serve_peer(&accepted, &domain).await;
             }
+            // The log has it already, once for each peer.
+            Err(reason) if is_turned_away => tracing::debug!(remote = %accepted.remote, "a peer was turned away: {reason}"),
             Err(reason) => tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}"),
         }
     }
@@ -154,6 +159,11 @@ impl Service {
 
     /// Answers the requests of one stream of a peer in order, until it ends: one for most, many for lanes.
     async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain, tenancy: &Tenancy) {
+        let limits = || self.peers.policies().limits(peer);
+        let _counted = match self.peer_rates.stream(peer, &limits(), UnixMillis::now()) {
+            Ok(counted) => counted,
+            Err(over) => return self.answer_over(send, &mut recv, peer, over, tenancy).await,
+        };
         let mut shutdown = self.shutdown.clone();
         let mut is_new = true;
         loop {
@@ -173,7 +183,11 @@ impl Service {
                 }
             };
             let answer = match frame {
-                Ok(Some(frame)) => encode(&self.peer_request(&frame, peer).await),
+                Ok(Some(frame)) => match self.peer_rates.request(peer, frame.len(), &limits(), UnixMillis::now()) {
+                    Ok(()) => encode(&self.peer_request(&frame, peer).await),
+                    Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over, tenancy).await,
+                    Err(over) => encode(&PeerResponse::Error(Rejection::rate_limited(over.wait()))),
+                },
                 Ok(None) => {
                     let _ = send.finish();
                     return;
@@ -184,6 +198,19 @@ impl Service {
                 return refuse_stream(&mut send, &mut recv, &error);
             }
         }
+    }
+
+    /// Ends a stream of a peer that is over its limits: with an answer, or with the end of all its connections.
+    async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over, tenancy: &Tenancy) {
+        let code = CloseCode::OverLimits.number();
+        if over.is_refused() {
+            let _ = recv.stop(code);
+            let _ = send.reset(code);
+            return self.refuse(peer);
+        }
+        let answer = encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())));
+        send_answer(&mut send, answer, tenancy).await;
+        let _ = recv.stop(code);
     }
 
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {

@@ -1,12 +1,13 @@
 //! One client request: is it for us, or does it go on to its destination (C4, S16)?
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Failure, Service};
 use crate::base::limits::{CLIENT_FRAME_BYTES_MAX, CLIENT_REQUEST_TIMEOUT, FRAME_BYTES_MAX};
-use crate::base::{Domain, Fault};
+use crate::base::{Domain, Fault, UnixMillis};
 use crate::federation::{self, PeerError, Why};
 use crate::identity::ClientIdentity;
 use crate::wire::error::{Sent, UnreachableReason};
@@ -101,6 +102,10 @@ impl Service {
 
     /// Carries a request to its destination and its answer back, both unchanged.
     async fn proxy(&self, frame: &[u8], destination: &Domain) -> Result<Vec<u8>, Failure> {
+        // It would only be told so again, and refused in the end, which costs everyone here.
+        if let Some(wait) = self.peer_rates.must_wait(destination, UnixMillis::now()) {
+            return Err(Rejection::rate_limited(wait).into());
+        }
         let request = encode(&PeerRequest::Proxy(frame.into()));
         // A moment less than the client's own limit, so that the client hears why.
         let deadline = Instant::now() + CLIENT_REQUEST_TIMEOUT.mul_f32(0.9);
@@ -108,11 +113,21 @@ impl Service {
             self.peers.request(destination, &request, FRAME_BYTES_MAX, deadline).await.map_err(|error| unreachable(&error))?;
         match decode(&answer) {
             Ok(PeerResponse::Proxy(response)) => Ok(response.into_vec()),
-            Ok(PeerResponse::Error(rejection)) => Err(rejection.into()),
+            Ok(PeerResponse::Error(rejection)) => {
+                self.heed(destination, &rejection);
+                Err(rejection.into())
+            }
             _ => {
                 tracing::warn!(%destination, "a peer answered a proxied request with something else");
                 Err(Rejection::unreachable(UnreachableReason::Denied, Sent::OutcomeUnknown).into())
             }
+        }
+    }
+
+    /// A peer has refused a request of this node as such: when we asked too often, nothing more is asked before it may be.
+    pub(super) fn heed(&self, peer: &Domain, rejection: &Rejection) {
+        if let Some(asked) = rejection.as_rate_limited() {
+            self.peer_rates.told_to_wait(peer, Duration::from_millis(asked.retry_after_ms), UnixMillis::now());
         }
     }
 }
@@ -148,14 +163,16 @@ pub(super) fn unreachable(error: &PeerError) -> Rejection {
 fn reason(why: &Why) -> UnreachableReason {
     match why {
         Why::NoSuchDomain => UnreachableReason::NoSuchDomain,
-        Why::NoRecords | Why::RefusesFederation => UnreachableReason::DoesNotFederate,
+        Why::NoRecords => UnreachableReason::DoesNotFederate,
+        Why::RefusesFederation => UnreachableReason::RefusesFederation,
         Why::DnsFailure | Why::DnsTimedOut => UnreachableReason::DnsFailure,
-        Why::Unreachable | Why::ForbiddenAddress | Why::Refused | Why::Protocol | Why::Closed | Why::Local => {
-            UnreachableReason::Refused
-        }
+        Why::Unreachable | Why::Refused | Why::Protocol | Why::Closed | Why::Local => UnreachableReason::Refused,
+        Why::ForbiddenAddress => UnreachableReason::ForbiddenAddress,
         Why::TimedOut => UnreachableReason::TimedOut,
         Why::Certificate => UnreachableReason::Certificate,
         Why::HelloRefused | Why::Denied | Why::DeniedHere | Why::TooLarge => UnreachableReason::Denied,
-        Why::BackingOff { .. } | Why::Held => UnreachableReason::BackingOff,
+        Why::BackingOff { .. } => UnreachableReason::BackingOff,
+        Why::Held => UnreachableReason::Held,
+        Why::OverLimits => UnreachableReason::OverLimits,
     }
 }

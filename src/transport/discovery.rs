@@ -159,6 +159,8 @@ struct Shared {
     services: Cache<String, Vec<SrvRecord>>,
     v4: Cache<String, Vec<Ipv4Addr>>,
     v6: Cache<String, Vec<Ipv6Addr>>,
+    /// Where domains are that are not looked up, as an operator has said last; before what was configured.
+    fixed: HashMap<(Service, Domain), Vec<SocketAddr>>,
     /// Counts flushes: what was asked before the last one is not kept.
     flushes: u64,
     rng: StdRng,
@@ -202,6 +204,7 @@ impl Resolver {
             services: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
             v4: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
             v6: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
+            fixed: HashMap::new(),
             flushes: 0,
             rng: settings.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
         };
@@ -216,6 +219,21 @@ impl Resolver {
         let fixed = Arc::make_mut(&mut self.fixed);
         fixed.extend(addresses.into_iter().map(|(domain, addresses)| ((service, domain), addresses)));
         self
+    }
+
+    /// As [`Resolver::with_static`], for all clones and from now on; replaces what was set so before, and goes before what was
+    /// configured.
+    pub fn set_static(&self, service: Service, addresses: impl IntoIterator<Item = (Domain, Vec<SocketAddr>)>) {
+        let mut shared = self.shared();
+        shared.fixed.retain(|(of, _), _| *of != service);
+        shared.fixed.extend(addresses.into_iter().map(|(domain, addresses)| ((service, domain), addresses)));
+    }
+
+    /// Where a domain is that is not looked up.
+    fn configured(&self, service: Service, domain: &Domain) -> Option<Vec<SocketAddr>> {
+        let key = (service, domain.clone());
+        let said = self.shared().fixed.get(&key).cloned();
+        said.or_else(|| self.fixed.get(&key).cloned()).filter(|addresses| !addresses.is_empty())
     }
 
     /// Forgets every answer, stale ones and failures included, so that the next question asks the name servers again.
@@ -260,7 +278,7 @@ impl Resolver {
 
     /// As [`Resolver::resolve`], and how sure that is. The order among records of equal priority is drawn anew each time.
     pub async fn discover(&self, service: Service, domain: &Domain) -> Result<Discovered, DiscoveryError> {
-        if let Some(addresses) = self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty()) {
+        if let Some(addresses) = self.configured(service, domain) {
             let target = |address: &SocketAddr| Target {
                 host: address.ip().to_string(),
                 port: address.port(),

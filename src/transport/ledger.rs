@@ -135,6 +135,7 @@ impl Ledger {
     }
 
     /// How many octets are held.
+    #[cfg(test)]
     pub(super) fn total(&self) -> usize {
         self.total
     }

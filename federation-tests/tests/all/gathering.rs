@@ -70,6 +70,18 @@ impl Gathering {
         Ok(group)
     }
 
+    /// The node of the domain with this index.
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// Stops a node and starts it again.
+    pub(crate) async fn restart(&mut self, index: usize) -> Result<(), Fault> {
+        self.nodes.remove(index).stop().await?;
+        self.nodes.insert(index, self.world.start(index).await?);
+        Ok(())
+    }
+
     pub(crate) async fn stop(self) -> Result<(), Fault> {
         for node in self.nodes {
             node.stop().await?;

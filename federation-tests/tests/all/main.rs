@@ -15,6 +15,7 @@ mod idempotency;
 mod identity;
 mod leaving;
 mod network;
+mod policy;
 mod process;
 mod racing;
 mod recovery;
