@@ -24,8 +24,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import (
     ConnectionTerminated,
-    HandshakeCompleted,
-    StopSendingReceived,
     StreamDataReceived,
     StreamReset,
 )
@@ -58,17 +56,12 @@ class Bad(QuicConnectionProtocol):
                 self.end_stream(event.stream_id, f"answer {octets}" if octets else "finished")
         elif isinstance(event, StreamReset):
             self.end_stream(event.stream_id, f"reset {event.error_code}")
-        elif isinstance(event, StopSendingReceived):
-            # aioquic resets its part by itself; the other part is told of separately.
-            pass
         elif isinstance(event, ConnectionTerminated):
             how = ending(event)
             if not self.ended.done():
                 self.ended.set_result(how)
             for stream_id in list(self.streams):
                 self.end_stream(stream_id, how)
-        elif isinstance(event, HandshakeCompleted):
-            pass
 
     def is_open(self):
         return not self.ended.done()
@@ -217,7 +210,6 @@ class Attack:
                 await asyncio.sleep(0)
             for stream_id in streams:
                 self.saw(await bad.how(stream_id, self.left()))
-            self.figures["octets"] += sum(bad._quic._streams[s].sender.highest_offset for s in streams if s in bad._quic._streams)
 
         await asyncio.gather(*(self.connected(work) for _ in range(self.options.connections)))
 
