@@ -3,16 +3,18 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, Endpoint, Incoming};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::admission::{Admission, PortLimits, Verdict};
+use super::admission::{Admission, Full, PortLimits, Verdict};
 use super::codes::CloseCode;
 use super::room::{Holder, Room, Tenancy};
+use crate::base::count::{Counter, Counts, Held, Level, labels};
 use crate::base::{UnixMillis, limits};
 
 /// A connection whose handshake is done and whose certificate, if any, the port's verifier has accepted.
@@ -35,11 +37,56 @@ impl Accepted {
     }
 }
 
+labels! {
+    /// Why a connection from outside did not come to be.
+    pub enum Turned {
+        /// As many as allowed are open, in all or from one address.
+        Full = "full",
+        /// One address has begun more handshakes of late than allowed.
+        Rate = "rate",
+        /// Many handshakes from addresses that may be forged were under way: this one was asked to show that it receives what we
+        /// send. An honest one is back at once, and counts again as what becomes of it.
+        Retry = "retry",
+        /// It did not begin well: no version or protocol in common, or not QUIC at all.
+        Malformed = "malformed",
+        /// A certificate was refused, ours by the other side or the other side's by us, or none was presented where one must be.
+        Certificate = "certificate",
+        /// No protocol (ALPN) in common.
+        Alpn = "alpn",
+        /// It was not complete in time.
+        TimedOut = "timed_out",
+        /// The other side gave up, or the connection was lost.
+        Closed = "closed",
+        /// The `hello` was missing, malformed, late, or has no version in common with ours.
+        Hello = "hello",
+        /// The other side says that it is a domain for which its certificate does not stand.
+        WrongDomain = "wrong_domain",
+        /// Our policy does not let it in.
+        Denied = "denied",
+        /// The peer is over its limits.
+        OverLimits = "over_limits",
+    }
+}
+
+/// What has come to one port since the start.
+#[derive(Debug, Default)]
+pub struct PortCounts {
+    /// Connections whose handshake was done and whose certificate, if any, was accepted.
+    pub accepted: Counter,
+    /// Those that did not come to be, or ended with their `hello`, and why.
+    pub turned: Counts<Turned>,
+    /// Connections that are open.
+    pub open: Level,
+}
+
 /// What is done with the connections of one port.
 pub trait ConnectionHandler: Send + Sync + 'static {
     /// Serves one connection until it ends. Tasks of its own must end with it (a `JoinSet` does that). It may be dropped at any
     /// await when the node stops and [`limits::SHUTDOWN_TIMEOUT`] has passed; to stop earlier, it watches the node's shutdown.
     fn connection(self: Arc<Self>, accepted: Accepted) -> impl Future<Output = ()> + Send;
+
+    /// Where what comes to the port is counted.
+    fn counts(&self) -> &PortCounts;
 }
 
 /// Accepts connections on `endpoint` until `shutdown` becomes true (or its sender is gone), each served by `handler` in a task
@@ -53,6 +100,7 @@ pub async fn run<H: ConnectionHandler>(
 ) {
     let room = Room::new(&port_limits);
     let places = Places(Arc::new(Mutex::new(Admission::new(port_limits))));
+    let others = Arc::new(Others::default());
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -63,8 +111,8 @@ pub async fn run<H: ConnectionHandler>(
             incoming = endpoint.accept() => match incoming {
                 None => break,
                 Some(incoming) => {
-                    if let Some(admitted) = places.admit(incoming) {
-                        tasks.spawn(serve(admitted, handler.clone(), room.clone()));
+                    if let Some(admitted) = places.admit(incoming, handler.counts()) {
+                        tasks.spawn(serve(admitted, handler.clone(), room.clone(), others.clone()));
                     }
                 }
             }
@@ -131,7 +179,7 @@ impl Places {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self, incoming: Incoming) -> Option<Admitted> {
+    fn admit(&self, incoming: Incoming, counts: &PortCounts) -> Option<Admitted> {
         let (remote, is_proven) = (incoming.remote_address(), incoming.remote_address_validated());
         let verdict = self.admission().arrive(remote.ip(), is_proven, UnixMillis::now());
         match verdict {
@@ -140,11 +188,13 @@ impl Places {
                 return Some(Admitted { incoming, place: Place { places: self.clone(), remote }, unproven });
             }
             Verdict::Retry => {
+                counts.turned.one(Turned::Retry);
                 if let Err(error) = incoming.retry() {
                     error.into_incoming().refuse();
                 }
             }
             Verdict::Refuse(full) => {
+                counts.turned.one(if full == Full::Rate { Turned::Rate } else { Turned::Full });
                 incoming.refuse();
                 let why = full.text();
                 match self.admission().refused(UnixMillis::now()) {
@@ -169,30 +219,80 @@ impl Drop for Closing {
     }
 }
 
-async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, room: Arc<Room>) {
+/// When the log last said that somebody came with another protocol.
+type Others = Mutex<Option<Instant>>;
+
+/// A handshake that came to nothing is the other side's affair, so no more than a debug line. That it speaks another protocol is
+/// worth more: two nodes of different major versions would never learn of each other. Once in a while, for anybody can come.
+fn log_refused(remote: SocketAddr, error: &ConnectionError, others: &Others) {
+    if turned(error) == Turned::Alpn {
+        let mut last = others.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > limits::OTHER_PROTOCOL_LOG_INTERVAL) {
+            *last = Some(Instant::now());
+            return tracing::info!(%remote, "a connection was refused: it offers no protocol (ALPN) that this port speaks");
+        }
+    }
+    tracing::debug!(%remote, %error, "handshake failed");
+}
+
+async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, room: Arc<Room>, others: Arc<Others>) {
     let Admitted { incoming, place: _place, unproven } = admitted;
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-    // accept() fails at once for instance when no ALPN is shared: the other side's fault, so no more than a debug line.
+    // accept() fails at once for instance when no ALPN is shared.
+    let counts = handler.counts();
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
-        Err(error) => return tracing::debug!(%remote, %error, "handshake refused"),
+        Err(error) => {
+            counts.turned.one(turned(&error));
+            return log_refused(remote, &error, &others);
+        }
     };
     let connection = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%remote, %error, "handshake failed"),
-        Err(_) => return tracing::debug!(%remote, "handshake timed out"),
+        Ok(Err(error)) => {
+            counts.turned.one(turned(&error));
+            return log_refused(remote, &error, &others);
+        }
+        Err(_) => {
+            counts.turned.one(Turned::TimedOut);
+            return tracing::debug!(%remote, "handshake timed out");
+        }
     };
     drop(unproven);
     let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     if handshake.is_none_or(|data| data.protocol.is_none()) {
+        counts.turned.one(Turned::Alpn);
         return CloseCode::NoAlpn.close(&connection, CloseCode::NoAlpn.text());
     }
     // An abort on shutdown drops this before it says "done".
     let mut closing = Closing { connection: connection.clone(), code: CloseCode::ShuttingDown };
     let peer_chain = peer_chain(&connection);
-    handler.connection(Accepted { connection, peer_chain, remote, room }).await;
+    counts.accepted.one();
+    let _open = Held::new(&counts.open, 1);
+    handler.clone().connection(Accepted { connection, peer_chain, remote, room }).await;
     closing.code = CloseCode::Done;
+}
+
+/// As what a handshake that failed is counted. TLS alerts travel as QUIC error 0x100 + alert (RFC 9001 §4.8), ours as well as the
+/// other side's.
+fn turned(error: &ConnectionError) -> Turned {
+    let by_code = |code: u64| match code.checked_sub(0x100) {
+        Some(42..=49 | 51 | 113 | 116) => Turned::Certificate,
+        Some(120) => Turned::Alpn,
+        _ => Turned::Malformed,
+    };
+    match error {
+        ConnectionError::TransportError(error) => by_code(u64::from(error.code)),
+        ConnectionError::ConnectionClosed(close) => match by_code(u64::from(close.error_code)) {
+            // What the other side says of us, but for our certificate, is its own reason to leave.
+            Turned::Malformed => Turned::Closed,
+            turned => turned,
+        },
+        ConnectionError::VersionMismatch => Turned::Malformed,
+        ConnectionError::TimedOut => Turned::TimedOut,
+        _ => Turned::Closed,
+    }
 }
 
 /// The certificates that the other side of `connection` presented (DER, leaf first); empty when there were none.
@@ -203,7 +303,6 @@ pub fn peer_chain(connection: &Connection) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use quinn::ConnectionError;
     use tokio::sync::Notify;
 
     use super::*;
@@ -214,6 +313,7 @@ mod tests {
     struct Keep {
         begun: Notify,
         end: Notify,
+        counts: PortCounts,
     }
 
     impl ConnectionHandler for Keep {
@@ -224,6 +324,10 @@ mod tests {
                 _ = accepted.connection.closed() => {}
                 () = self.end.notified() => {}
             }
+        }
+
+        fn counts(&self) -> &PortCounts {
+            &self.counts
         }
     }
 
@@ -261,6 +365,28 @@ mod tests {
         // No permit at all for unproven addresses: the only way in is a token from a Retry.
         let connection = port.dial().await.expect("let in after a Retry");
         assert_eq!(connection.close_reason(), None);
+        assert_eq!(port.keep.counts.turned.value(Turned::Retry), 1);
+    }
+
+    #[tokio::test]
+    async fn what_comes_to_the_port_is_counted_by_what_becomes_of_it() {
+        let port = port(9, 9);
+        let first = port.dial().await.expect("let in");
+        port.keep.begun.notified().await;
+        let counts = &port.keep.counts;
+        assert_eq!((counts.accepted.value(), counts.open.value()), (1, 1));
+        let strange = Ca::new("another ca").node("a.test").federation_client().expect("a client");
+        let strange = port.client.connect_with(strange, local(&port.server), "b.test").expect("a dial").await;
+        assert!(strange.is_err(), "we do not trust each other");
+        while counts.turned.value(Turned::Certificate) == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        port.keep.end.notify_one();
+        while counts.open.value() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(counts.accepted.value(), 1);
     }
 
     #[tokio::test]
@@ -270,6 +396,7 @@ mod tests {
         let error = port.dial().await.expect_err("one too many");
         let ConnectionError::ConnectionClosed(close) = &error else { unreachable!("{error}") };
         assert_eq!(close.error_code, quinn::TransportErrorCode::CONNECTION_REFUSED);
+        assert_eq!(port.keep.counts.turned.value(Turned::Full), 1);
         port.keep.end.notify_one();
         let ConnectionError::ApplicationClosed(close) = first.closed().await else { unreachable!("the handler returned") };
         assert_eq!(close.error_code, CloseCode::Done.number());

@@ -153,14 +153,16 @@ mod tests {
         Holder::Peer(name.parse().expect("a domain"))
     }
 
-    /// A ledger of 32 MiB, 8 for each, and how many frames of 4 MiB each of these is given at once.
-    fn filled(holders: &[&str]) -> (Ledger, Vec<Vec<(u64, Arc<Notify>)>>) {
+    type Taken = (u64, Arc<Notify>);
+
+    /// A ledger of 32 MiB, 8 for each, and the frames of 4 MiB that each of these is given at once.
+    fn filled(holders: &[&str]) -> (Ledger, Vec<Vec<Taken>>) {
         let mut ledger = Ledger::new(32 * MIB);
         let taken = holders.iter().map(|name| std::iter::from_fn(|| ledger.take(&who(name), 4 * MIB)).collect()).collect();
         (ledger, taken)
     }
 
-    fn is_cut(taken: &(u64, Arc<Notify>)) -> bool {
+    fn is_cut(taken: &Taken) -> bool {
         std::pin::pin!(taken.1.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 

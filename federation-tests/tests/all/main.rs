@@ -2,17 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod abuse;
+mod admin;
 mod cli;
 mod cli_devices;
 mod client_crash;
+mod compose;
 mod corpus;
 mod crash;
 mod devices;
 mod discovery;
 mod docs;
+mod doctor;
 mod gathering;
 mod idempotency;
 mod identity;
+mod lanes;
 mod leaving;
 mod network;
 mod policy;
@@ -21,3 +25,4 @@ mod racing;
 mod recovery;
 mod refusals;
 mod secrecy;
+mod versions;
