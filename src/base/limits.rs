@@ -26,6 +26,18 @@ pub const FRAME_CHUNK_BYTES: usize = 64 * 1024;
 /// How long reading one request frame from an open stream may take.
 pub const FRAME_READ_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// And each [`FRAME_CHUNK_BYTES`] of it, or what there is of them: an octet a second is no request.
+pub const REQUEST_PACE: Duration = Duration::from_secs(5);
+
+/// How long the other side may take for all of an answer.
+pub const ANSWER_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// And for each [`FRAME_CHUNK_BYTES`] of it.
+pub const ANSWER_PACE: Duration = Duration::from_secs(10);
+
+/// How long a subscriber may take for each [`FRAME_CHUNK_BYTES`] of a push: its user may look at something else.
+pub const PUSH_PACE: Duration = Duration::from_secs(60);
+
 /// The most elements in one list of a frame: an element of one octet would otherwise cost many times that in memory.
 pub const LIST_ELEMENTS_MAX: usize = 16_384;
 
@@ -429,14 +441,47 @@ pub const PEER_STREAMS_MAX: u32 = 256;
 /// QUIC: requests at once on one client connection, subscriptions included.
 pub const CLIENT_STREAMS_MAX: u32 = 32;
 
-/// QUIC: octets in flight per stream and, times four, per connection.
-pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// QUIC: streams at once on a connection of which it is not known whose it is, and of a stranger.
+pub const UNSETTLED_STREAMS_MAX: u32 = 4;
 
-/// QUIC: connections at once on one endpoint.
-pub const CONNECTIONS_MAX: usize = 4_096;
+/// QUIC: octets in flight per stream: a part of [`CONNECTION_WINDOW_BYTES`], so that one stream that is not read blocks no others.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
-/// QUIC: handshakes at once on one endpoint before address validation (Retry) is asked for.
-pub const HANDSHAKES_UNVALIDATED_MAX: usize = 128;
+/// QUIC: octets in flight on a connection with a peer, each way.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// QUIC: octets in flight on an accepted connection, each way, of which it is not known whose it is, and of a stranger.
+pub const UNSETTLED_WINDOW_BYTES: u32 = 32 * 1024;
+
+/// QUIC: the same for a client's connection, and for a peer's when [`WIDE_CONNECTIONS_MAX`] have more.
+pub const SETTLED_WINDOW_BYTES: u32 = 128 * 1024;
+
+/// QUIC: how many accepted connections of a port have [`CONNECTION_WINDOW_BYTES`].
+pub const WIDE_CONNECTIONS_MAX: usize = 128;
+
+/// The connections that one peer has made at once. It needs one; others may be left of before a restart.
+pub const PEER_CONNECTIONS_MAX: usize = 8;
+
+/// The connections of one user's clients at once.
+pub const USER_CONNECTIONS_MAX: usize = 64;
+
+/// The connections without a certificate at once, on one port, from one IPv4 address or IPv6 /64.
+pub const STRANGER_CONNECTIONS_PER_ADDRESS_MAX: usize = 32;
+
+/// And from all.
+pub const STRANGERS_MAX: usize = 512;
+
+/// One holder (a peer's domain, a user, a stranger's machine) has at most one part in so many of the memory for frames.
+pub const HELD_HOLDER_PART: usize = 4;
+
+/// The least that a frame counts for, in octets: its stream and its task need memory, too.
+pub const HELD_FRAME_BYTES_MIN: usize = 4 * 1024;
+
+/// How long a request that has begun to arrive waits for memory before its sender is told to try again.
+pub const HELD_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often the log says that connections were refused for want of places.
+pub const REFUSALS_TOLD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The UDP socket buffers asked of the system, in octets each way.
 pub const UDP_BUFFER_BYTES: usize = 2 * 1024 * 1024;

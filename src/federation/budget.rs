@@ -5,10 +5,11 @@
 //! one budget; those that found a peer there give back what they drew, so that a host of many domains is not slowed down.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::base::limits;
+use crate::transport::addresses::machine;
 
 /// The budgets of all addresses that were dialled lately.
 #[derive(Debug, Default)]
@@ -71,14 +72,6 @@ impl DialBudget {
         {
             self.spent.remove(&least);
         }
-    }
-}
-
-/// What shares a budget: an IPv4 address, or an IPv6 network of 64 bits, within which one machine may have any number.
-fn machine(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
     }
 }
 

@@ -202,7 +202,7 @@ impl PeerError {
             FrameError::Read(ReadError::Reset(code)) | FrameError::Write(WriteError::Stopped(code)) => refused(*code),
             FrameError::TimedOut => Self::new(peer, Why::TimedOut, sent, "no answer in time"),
             FrameError::TooLarge { .. } => Self::new(peer, Why::TooLarge, sent, error.to_string()),
-            FrameError::Truncated { .. } | FrameError::Read(_) | FrameError::Write(_) => {
+            FrameError::Truncated { .. } | FrameError::Read(_) | FrameError::Write(_) | FrameError::NoRoom => {
                 Self::new(peer, Why::Closed, sent, error.to_string())
             }
         }

@@ -18,8 +18,8 @@ use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
 use crate::transport::{
-    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, PortCounts, Resolver,
-    ResolverSettings, Service, accept, endpoint,
+    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Holder, Network, NodeTls, PortCounts, PortLimits,
+    Resolver, ResolverSettings, Service, accept, endpoint,
 };
 use crate::wire::peer::PROTOCOL_VERSIONS;
 
@@ -78,7 +78,7 @@ impl ConnectionHandler for Echo {
     }
 
     async fn connection(self: Arc<Self>, accepted: Accepted) {
-        let connection = accepted.connection;
+        let connection = accepted.connection.clone();
         let check = |theirs: &[u8]| {
             let peer = self.hello.read(theirs).map_err(|reason| (CloseCode::HelloRefused, reason))?;
             if names_domain(&accepted.peer_chain[0], &peer) {
@@ -88,6 +88,7 @@ impl ConnectionHandler for Echo {
             }
         };
         let Ok(peer) = answer_hello(&connection, || self.hello.ours(), check).await else { return };
+        let _tenancy = accepted.settle(Holder::Peer(peer.clone()));
         self.greeted.fetch_add(1, Ordering::SeqCst);
         self.peers.send_modify(|peers| peers.push(peer));
         let mut streams = tokio::task::JoinSet::new();
@@ -145,7 +146,7 @@ impl Node {
             counts: PortCounts::default(),
         });
         let (stop, stopped) = watch::channel(false);
-        let run = tokio::spawn(accept::run(endpoint.clone(), echo.clone(), stopped));
+        let run = tokio::spawn(accept::run(endpoint.clone(), echo.clone(), stopped, PortLimits::default()));
         Self { endpoint, echo, stop, run }
     }
 

@@ -23,7 +23,7 @@ use crate::service::peer_policy::stored_overrides;
 use crate::service::ports::{ClientPort, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, Resolver, accept, endpoint};
+use crate::transport::{CloseCode, PortLimits, Resolver, accept, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -67,8 +67,10 @@ impl Node {
             Service::new(config.domain.clone(), storage, peers, settings.keys, config.limits.clone(), stopping.clone()).await?;
         service.start_workers().await?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort::new(service.clone(), hello)), stopping.clone()));
-        tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
+        let port_limits = PortLimits::from(&config.limits);
+        let (peer_port, client_port) = (PeerPort::new(service.clone(), hello), ClientPort(service.clone()));
+        tasks.spawn(accept::run(federation.clone(), Arc::new(peer_port), stopping.clone(), port_limits));
+        tasks.spawn(accept::run(client.clone(), Arc::new(client_port), stopping.clone(), port_limits));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
         tasks.spawn(reload::run(reloader.clone(), stopping.clone()));

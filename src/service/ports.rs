@@ -12,8 +12,8 @@ use super::{Failure, Service};
 use crate::base::limits::{FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX};
 use crate::base::{Domain, UnixMillis};
 use crate::federation::answer_hello;
-use crate::transport::frame::{next_frame, request_frame, write_frame};
-use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError, PortCounts, Turned};
+use crate::transport::addresses::machine;
+use crate::transport::{Accepted, CloseCode, ConnectionHandler, Frame, FrameError, Holder, PortCounts, Tenancy, Turned};
 use crate::wire::peer::{CredentialStatusRequest, PeerRequest, PeerResponse};
 use crate::wire::qs::{QsRequest, QsSender};
 use crate::wire::{ErrorCode, Rejection, Service as Body, decode, encode};
@@ -139,24 +139,34 @@ impl Service {
     }
 
     async fn serve_peer(self: &Arc<Self>, accepted: &Accepted, peer: &Domain) {
+        let tenancy = Arc::new(accepted.settle(Holder::Peer(peer.clone())));
         self.serve_streams(accepted, |send, recv| {
-            let (service, peer) = (self.clone(), peer.clone());
-            async move { service.peer_stream(send, recv, &peer).await }
+            let (service, peer, tenancy) = (self.clone(), peer.clone(), tenancy.clone());
+            async move { service.peer_stream(send, recv, &peer, &tenancy).await }
         })
         .await;
     }
 
     /// Answers the requests of one stream of a peer in order, until it ends: one for most, many for lanes.
-    async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain) {
+    async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain, tenancy: &Tenancy) {
         let limits = || self.peers.policies().limits(peer);
         let _counted = match self.peer_rates.stream(peer, &limits(), UnixMillis::now()) {
             Ok(counted) => counted,
-            Err(over) => return self.answer_over(send, &mut recv, peer, over).await,
+            Err(over) => return self.answer_over(send, &mut recv, peer, over, tenancy).await,
         };
         let mut shutdown = self.shutdown.clone();
+        let mut is_new = true;
         loop {
+            // Whoever opens a stream has something to say; later frames may take their time.
+            let next = async {
+                if std::mem::take(&mut is_new) {
+                    tenancy.request_frame(&mut recv, FRAME_BYTES_MAX).await
+                } else {
+                    tenancy.next_frame(&mut recv, FRAME_BYTES_MAX).await
+                }
+            };
             let frame = tokio::select! {
-                frame = next_frame(&mut recv, FRAME_BYTES_MAX) => frame,
+                frame = next => frame,
                 _ = shutdown.wait_for(|stop| *stop) => {
                     let _ = send.reset(CloseCode::NotProcessed.number());
                     return;
@@ -165,7 +175,7 @@ impl Service {
             let answer = match frame {
                 Ok(Some(frame)) => match self.peer_rates.request(peer, frame.len(), &limits(), UnixMillis::now()) {
                     Ok(()) => encode(&self.peer_request(&frame, peer).await),
-                    Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over).await,
+                    Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over, tenancy).await,
                     Err(over) => {
                         self.peers.traffic().of(peer).over_limits.one();
                         encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())))
@@ -177,14 +187,14 @@ impl Service {
                 }
                 Err(error) => return refuse_stream(&mut send, &mut recv, &error),
             };
-            if write_frame(&mut send, &answer).await.is_err() {
-                return;
+            if let Err(error) = tenancy.send_answer(&mut send, &answer).await {
+                return refuse_stream(&mut send, &mut recv, &error);
             }
         }
     }
 
     /// Ends a stream of a peer that is over its limits: with an answer, or with the end of all its connections.
-    async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over) {
+    async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over, tenancy: &Tenancy) {
         self.peers.traffic().of(peer).over_limits.one();
         let code = CloseCode::OverLimits.number();
         if over.is_refused() {
@@ -193,7 +203,7 @@ impl Service {
             return self.refuse(peer);
         }
         let answer = encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())));
-        send_answer(&mut send, &answer).await;
+        send_answer(&mut send, answer, tenancy).await;
         let _ = recv.stop(code);
     }
 
@@ -228,9 +238,14 @@ impl Service {
     }
 
     async fn serve_client(self: &Arc<Self>, accepted: &Accepted, who: &Connected) {
+        let holder = match who {
+            Connected::Client(client) => Holder::User(client.user.clone()),
+            Connected::Stranger => Holder::Stranger(machine(accepted.remote.ip())),
+        };
+        let tenancy = Arc::new(accepted.settle(holder));
         let serve = self.serve_streams(accepted, |send, recv| {
-            let (service, who) = (self.clone(), who.clone());
-            async move { service.client_stream(send, recv, &who).await }
+            let (service, who, tenancy) = (self.clone(), who.clone(), tenancy.clone());
+            async move { service.client_stream(send, recv, &who, &tenancy).await }
         });
         match who {
             Connected::Client(_) => serve.await,
@@ -242,59 +257,78 @@ impl Service {
     }
 
     /// Answers the one request of a client's stream; a subscription keeps the stream.
-    async fn client_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, who: &Connected) {
+    async fn client_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, who: &Connected, tenancy: &Tenancy) {
         let limit = match who {
             Connected::Client(_) => self.limits.client_frame_bytes_max,
             Connected::Stranger => STRANGER_FRAME_BYTES_MAX,
         };
-        let frame = match request_frame(&mut recv, limit).await {
+        let frame = match tenancy.request_frame(&mut recv, limit).await {
             Ok(Some(frame)) => frame,
             Ok(None) => return,
             Err(FrameError::TooLarge { .. }) => {
                 // Worth an answer: an honest client learns what to change.
                 let answer = encode_failure(ErrorCode::TooLarge.into());
                 let _ = recv.stop(CloseCode::TooLarge.number());
-                return send_answer(&mut send, &answer).await;
+                return send_answer(&mut send, answer, tenancy).await;
             }
             Err(error) => return refuse_stream(&mut send, &mut recv, &error),
         };
-        if let Some(refused) = self.serve_subscription(&frame, who, &mut send).await {
+        if let Some(refused) = self.serve_subscription(frame, who, &mut send, tenancy).await {
             let answer = match refused {
-                NotServed::OtherRequest => self.answer_client(&frame, who).await,
+                // The frame is let go before the answer is on its way, which may take longer.
+                NotServed::OtherRequest(frame) => self.answer_client(&frame, who).await,
                 NotServed::Failed(failure) => encode_failure(failure),
             };
-            send_answer(&mut send, &answer).await;
+            send_answer(&mut send, answer, tenancy).await;
         }
     }
 
     /// Serves the request if it is a subscription; says why not otherwise.
-    async fn serve_subscription(self: &Arc<Self>, frame: &[u8], who: &Connected, send: &mut SendStream) -> Option<NotServed> {
-        let Connected::Client(client) = who else { return Some(NotServed::OtherRequest) };
-        let Ok((request, destination)) = read(frame) else { return Some(NotServed::OtherRequest) };
-        let Body::Qs(message) = &request.content.service else { return Some(NotServed::OtherRequest) };
-        let (QsSender::Owner(queue_id), QsRequest::Subscribe(body)) = (&message.sender, &message.request) else {
-            return Some(NotServed::OtherRequest);
+    async fn serve_subscription(
+        self: &Arc<Self>,
+        frame: Frame,
+        who: &Connected,
+        send: &mut SendStream,
+        tenancy: &Tenancy,
+    ) -> Option<NotServed> {
+        let Connected::Client(client) = who else { return Some(NotServed::OtherRequest(frame)) };
+        let Ok((request, destination)) = read(&frame) else { return Some(NotServed::OtherRequest(frame)) };
+        let Body::Qs(message) = &request.content.service else { return Some(NotServed::OtherRequest(frame)) };
+        let (QsSender::Owner(queue_id), QsRequest::Subscribe(wanted)) = (&message.sender, &message.request) else {
+            return Some(NotServed::OtherRequest(frame));
         };
         if destination != self.domain {
             return Some(NotServed::Failed(ErrorCode::NotAuthorized.into()));
         }
-        self.subscription(&request, *queue_id, body, client, send).await.err().map(NotServed::Failed)
+        let (queue_id, wanted) = (*queue_id, wanted.clone());
+        if let Err(failure) = self.check_subscription(&request, queue_id, client).await {
+            return Some(NotServed::Failed(failure));
+        }
+        // A subscription lasts; what asked for it need not.
+        drop((request, frame));
+        self.subscription(queue_id, wanted, client, send, tenancy).await.err().map(NotServed::Failed)
     }
 }
 
 /// Why a stream is not a served subscription.
 enum NotServed {
-    OtherRequest,
+    OtherRequest(Frame),
     Failed(Failure),
 }
 
-async fn send_answer(send: &mut SendStream, answer: &[u8]) {
+async fn send_answer(send: &mut SendStream, answer: Vec<u8>, tenancy: &Tenancy) {
     // A client that takes no answer is given the time that a request has; it asks again with the same request id.
-    let written = tokio::time::timeout(FRAME_READ_TIMEOUT, write_frame(send, answer)).await;
-    if matches!(written, Ok(Ok(()))) {
-        let _ = send.finish();
-        // Waited for, so that a stopping node does not cut the answer off.
-        let _ = tokio::time::timeout(FRAME_READ_TIMEOUT, send.stopped()).await;
+    let sent = tenancy.send_answer(send, &answer).await;
+    drop(answer);
+    match sent {
+        Ok(()) => {
+            let _ = send.finish();
+            // Waited for, so that a stopping node does not cut the answer off.
+            let _ = tokio::time::timeout(FRAME_READ_TIMEOUT, send.stopped()).await;
+        }
+        Err(error) => {
+            let _ = send.reset(error.code().number());
+        }
     }
 }
 

@@ -19,8 +19,7 @@ use crate::storage::housekeeping::ForgetExpired;
 use crate::storage::queues::{
     AckEntries, AgeEntries, ChangeGeneration, CreateQueue, Created, DeleteQueue, Generation, GenerationChanged,
 };
-use crate::transport::CloseCode;
-use crate::transport::frame::write_frame;
+use crate::transport::{CloseCode, Tenancy};
 use crate::wire::qs::{CreateQueue as CreateQueueBody, FetchEntries, QsMessage, QsRequest, QsSender, UserOfQueue};
 use crate::wire::reply::QueueCreated;
 use crate::wire::{ClientRequest, ErrorCode, List, Opaque, Rejection, Reply};
@@ -218,21 +217,29 @@ impl Service {
         Ok(Reply::Entries(self.storage.entries(queue_id, body.from, max).await?.into()))
     }
 
-    /// Serves a subscription until the client ends the stream, the node stops, the queue is gone or the client is revoked. An
-    /// error is answered by the caller, on the same stream.
-    pub(super) async fn subscription(
-        self: &Arc<Self>,
+    /// Whether `client` may subscribe to a queue with this request.
+    pub(super) async fn check_subscription(
+        &self,
         request: &ClientRequest,
         queue_id: QueueId,
-        body: &FetchEntries,
         client: &ClientIdentity,
-        send: &mut SendStream,
     ) -> Result<(), Failure> {
         self.check_client(client)?;
-        self.owned_queue(request, queue_id, client, UnixMillis::now()).await?;
+        self.owned_queue(request, queue_id, client, UnixMillis::now()).await
+    }
+
+    /// Serves a subscription that was checked, until the client ends the stream or does not take what it gets, the node stops, the
+    /// queue is gone or the client is revoked. An error is answered by the caller, on the same stream.
+    pub(super) async fn subscription(
+        self: &Arc<Self>,
+        queue_id: QueueId,
+        mut wanted: FetchEntries,
+        client: &ClientIdentity,
+        send: &mut SendStream,
+        tenancy: &Tenancy,
+    ) -> Result<(), Failure> {
         let woken = self.waiters.subscribe(queue_id);
         let mut shutdown = self.shutdown.clone();
-        let mut wanted = body.clone();
         loop {
             let mut arrival = std::pin::pin!(woken.notified());
             // Registered before looking, so that no entry is missed in between.
@@ -255,12 +262,12 @@ impl Service {
             wanted.from = last.sequence + 1;
             // However slowly the client takes them: a stopping node does not wait for it.
             let push = Self::encode_reply(Reply::Entries(entries));
-            let pushed = tokio::select! {
-                pushed = write_frame(send, &push) => pushed.is_ok(),
-                _ = shutdown.wait_for(|stop| *stop) => false,
+            let ended = tokio::select! {
+                pushed = tenancy.send_push(send, &push) => pushed.err().map(|error| error.code()),
+                _ = shutdown.wait_for(|stop| *stop) => Some(CloseCode::ShuttingDown),
             };
-            if !pushed {
-                let _ = send.reset(CloseCode::ShuttingDown.number());
+            if let Some(code) = ended {
+                let _ = send.reset(code.number());
                 return Ok(());
             }
         }

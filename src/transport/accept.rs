@@ -1,19 +1,21 @@
-//! The accept loop of both ports. It never waits for a handshake, so that one slow peer delays nobody, and it bounds how many
-//! connections and unproven addresses there are at once.
+//! The accept loop of both ports. It never waits for a handshake, so that one slow peer delays nobody. With whom it begins one,
+//! `admission` says.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, Endpoint, Incoming};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::admission::{Admission, Full, PortLimits, Verdict};
 use super::codes::CloseCode;
+use super::room::{Holder, Room, Tenancy};
 use crate::base::count::{Counter, Counts, Held, Level, labels};
-use crate::base::limits;
+use crate::base::{UnixMillis, limits};
 
 /// A connection whose handshake is done and whose certificate, if any, the port's verifier has accepted.
 #[derive(Clone, Debug)]
@@ -24,13 +26,24 @@ pub struct Accepted {
     pub peer_chain: Vec<Vec<u8>>,
     /// Where the other side is, an IPv4 address as IPv4 even on a socket for both families.
     pub remote: SocketAddr,
+    room: Arc<Room>,
+}
+
+impl Accepted {
+    /// Gives the connection the streams, the windows and the memory for frames that are due to `holder`, whose it has turned out
+    /// to be, as long as the answer is held. When the holder has too many connections, its oldest one is closed.
+    pub fn settle(&self, holder: Holder) -> Tenancy {
+        self.room.settle(&self.connection, holder)
+    }
 }
 
 labels! {
     /// Why a connection from outside did not come to be.
     pub enum Turned {
-        /// As many as allowed are open.
+        /// As many as allowed are open, in all or from one address.
         Full = "full",
+        /// One address has begun more handshakes of late than allowed.
+        Rate = "rate",
         /// Many handshakes from addresses that may be forged were under way: this one was asked to show that it receives what we
         /// send. An honest one is back at once, and counts again as what becomes of it.
         Retry = "retry",
@@ -79,19 +92,14 @@ pub trait ConnectionHandler: Send + Sync + 'static {
 /// Accepts connections on `endpoint` until `shutdown` becomes true (or its sender is gone), each served by `handler` in a task
 /// of its own. Then refuses new ones, gives the handlers [`limits::SHUTDOWN_TIMEOUT`] to return, and ends those that have not.
 /// No task is left when it returns; dropping it ends all of them at once. The endpoint stays open, for it may also dial.
-pub async fn run<H: ConnectionHandler>(endpoint: Endpoint, handler: Arc<H>, shutdown: watch::Receiver<bool>) {
-    run_bounded(endpoint, handler, shutdown, limits::CONNECTIONS_MAX, limits::HANDSHAKES_UNVALIDATED_MAX).await;
-}
-
-async fn run_bounded<H: ConnectionHandler>(
+pub async fn run<H: ConnectionHandler>(
     endpoint: Endpoint,
     handler: Arc<H>,
     mut shutdown: watch::Receiver<bool>,
-    connections_max: usize,
-    unvalidated_max: usize,
+    port_limits: PortLimits,
 ) {
-    let connections = Arc::new(Semaphore::new(connections_max));
-    let unvalidated = Arc::new(Semaphore::new(unvalidated_max));
+    let room = Room::new(&port_limits);
+    let places = Places(Arc::new(Mutex::new(Admission::new(port_limits))));
     let others = Arc::new(Others::default());
     let mut tasks = JoinSet::new();
     loop {
@@ -103,8 +111,8 @@ async fn run_bounded<H: ConnectionHandler>(
             incoming = endpoint.accept() => match incoming {
                 None => break,
                 Some(incoming) => {
-                    if let Some(admitted) = admit(incoming, &connections, &unvalidated, handler.counts()) {
-                        tasks.spawn(serve(admitted, handler.clone(), others.clone()));
+                    if let Some(admitted) = places.admit(incoming, handler.counts()) {
+                        tasks.spawn(serve(admitted, handler.clone(), room.clone(), others.clone()));
                     }
                 }
             }
@@ -133,40 +141,70 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// A handshake about to begin, with the permits it holds.
+/// The places of one port.
+#[derive(Clone)]
+struct Places(Arc<Mutex<Admission>>);
+
+/// A handshake about to begin, and the connection's place.
 struct Admitted {
     incoming: Incoming,
-    connection: OwnedSemaphorePermit,
+    place: Place,
     /// Held during the handshake by an address that has not proven itself.
-    unvalidated: Option<OwnedSemaphorePermit>,
+    unproven: Option<Unproven>,
 }
 
-fn admit(
-    incoming: Incoming,
-    connections: &Arc<Semaphore>,
-    unvalidated: &Arc<Semaphore>,
-    counts: &PortCounts,
-) -> Option<Admitted> {
-    let remote = incoming.remote_address();
-    let unvalidated = if incoming.remote_address_validated() {
-        None
-    } else if let Ok(permit) = unvalidated.clone().try_acquire_owned() {
-        Some(permit)
-    } else {
-        // Many handshakes from addresses that may be forged: this one shows first that it receives what we send.
-        counts.turned.one(Turned::Retry);
-        if let Err(error) = incoming.retry() {
-            error.into_incoming().refuse();
+/// A place of a port, until dropped.
+struct Place {
+    places: Places,
+    remote: SocketAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.admission().leave(self.remote.ip());
+    }
+}
+
+/// A handshake with an unproven address, until dropped.
+struct Unproven(Places);
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        self.0.admission().handshake_over();
+    }
+}
+
+impl Places {
+    fn admission(&self) -> MutexGuard<'_, Admission> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(&self, incoming: Incoming, counts: &PortCounts) -> Option<Admitted> {
+        let (remote, is_proven) = (incoming.remote_address(), incoming.remote_address_validated());
+        let verdict = self.admission().arrive(remote.ip(), is_proven, UnixMillis::now());
+        match verdict {
+            Verdict::Begin => {
+                let unproven = (!is_proven).then(|| Unproven(self.clone()));
+                return Some(Admitted { incoming, place: Place { places: self.clone(), remote }, unproven });
+            }
+            Verdict::Retry => {
+                counts.turned.one(Turned::Retry);
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().refuse();
+                }
+            }
+            Verdict::Refuse(full) => {
+                counts.turned.one(if full == Full::Rate { Turned::Rate } else { Turned::Full });
+                incoming.refuse();
+                let why = full.text();
+                match self.admission().refused(UnixMillis::now()) {
+                    Some(refused) => tracing::warn!(%remote, refused, "connections are refused: {why}"),
+                    None => tracing::debug!(%remote, "connection refused: {why}"),
+                }
+            }
         }
-        return None;
-    };
-    let Ok(connection) = connections.clone().try_acquire_owned() else {
-        tracing::warn!(%remote, "connection refused: as many as allowed are open");
-        counts.turned.one(Turned::Full);
-        incoming.refuse();
-        return None;
-    };
-    Some(Admitted { incoming, connection, unvalidated })
+        None
+    }
 }
 
 /// Closes a connection when its task ends, however it ends.
@@ -197,8 +235,8 @@ fn log_refused(remote: SocketAddr, error: &ConnectionError, others: &Others) {
     tracing::debug!(%remote, %error, "handshake failed");
 }
 
-async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, others: Arc<Others>) {
-    let Admitted { incoming, connection: _permit, unvalidated } = admitted;
+async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, room: Arc<Room>, others: Arc<Others>) {
+    let Admitted { incoming, place: _place, unproven } = admitted;
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     // accept() fails at once for instance when no ALPN is shared.
@@ -221,7 +259,7 @@ async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, others
             return tracing::debug!(%remote, "handshake timed out");
         }
     };
-    drop(unvalidated);
+    drop(unproven);
     let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     if handshake.is_none_or(|data| data.protocol.is_none()) {
         counts.turned.one(Turned::Alpn);
@@ -232,7 +270,7 @@ async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, others
     let peer_chain = peer_chain(&connection);
     counts.accepted.one();
     let _open = Held::new(&counts.open, 1);
-    handler.clone().connection(Accepted { connection, peer_chain, remote }).await;
+    handler.clone().connection(Accepted { connection, peer_chain, remote, room }).await;
     closing.code = CloseCode::Done;
 }
 
@@ -302,11 +340,15 @@ mod tests {
         run: tokio::task::JoinHandle<()>,
     }
 
-    fn port(connections_max: usize, unvalidated_max: usize) -> Port {
+    fn port(connections_max: usize, unvalidated_handshakes_max: usize) -> Port {
+        port_with(PortLimits { connections_max, unvalidated_handshakes_max, ..PortLimits::default() })
+    }
+
+    fn port_with(limits: PortLimits) -> Port {
         let ca = Ca::new("ca");
         let server = bind(Some(ca.node("b.test").federation_server().expect("a server")));
         let (keep, (stop, stopped)) = (Arc::new(Keep::default()), watch::channel(false));
-        let run = tokio::spawn(run_bounded(server.clone(), keep.clone(), stopped, connections_max, unvalidated_max));
+        let run = tokio::spawn(run(server.clone(), keep.clone(), stopped, limits));
         Port { ca, server, client: bind(None), keep, stop, run }
     }
 
@@ -362,6 +404,31 @@ mod tests {
         while port.dial().await.is_err() {
             tokio::task::yield_now().await;
         }
+    }
+
+    fn is_refused(error: &ConnectionError) -> bool {
+        matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED)
+    }
+
+    #[tokio::test]
+    async fn one_address_has_so_many_connections() {
+        let port = port_with(PortLimits { connections_per_address_max: 2, ..PortLimits::default() });
+        let held = [port.dial().await.expect("let in"), port.dial().await.expect("let in")];
+        assert!(is_refused(&port.dial().await.expect_err("one too many")));
+        assert!(held.iter().all(|connection| connection.close_reason().is_none()));
+    }
+
+    #[tokio::test]
+    async fn an_address_over_its_rate_is_refused() {
+        let port = port_with(PortLimits { handshakes_per_address_per_second_max: 1, ..PortLimits::default() });
+        // Ten without a Retry and ten with one; more come back with the time that this takes, but not as fast as it asks.
+        let error = loop {
+            match port.dial().await {
+                Ok(connection) => connection.close(0u32.into(), b""),
+                Err(error) => break error,
+            }
+        };
+        assert!(is_refused(&error), "{error}");
     }
 
     #[tokio::test]

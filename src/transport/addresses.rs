@@ -65,6 +65,15 @@ impl Network {
     }
 }
 
+/// What counts as one machine where addresses are counted: an IPv4 address, or an IPv6 network of 64 bits, within which one machine
+/// may have any number. An IPv4 address in IPv6 form is the IPv4 address.
+pub fn machine(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
 /// Whether two addresses differ only in their last `free` bits.
 fn same_start(a: u128, b: u128, free: u32) -> bool {
     (a ^ b).checked_shr(free).unwrap_or(0) == 0

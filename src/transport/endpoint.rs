@@ -9,13 +9,19 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::congestion::CubicConfig;
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::{hkdf, hmac};
 
 use super::codes::CloseCode;
 use crate::base::secret::Secret;
 use crate::base::{Fault, crypto, limits};
+
+/// QUIC version 1 (RFC 9000 §15).
+const QUIC_VERSION: u32 = 1;
 
 /// The persistent 32 octets that an endpoint's stateless resets, connection ids and Retry tokens are derived from. One for each
 /// endpoint: two that share one could reset each other's connections.
@@ -67,6 +73,8 @@ pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>, secret: &E
     let [a, b, c, d, e, f, g, h, ..] = secret.derive("connection id");
     let connection_ids = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     config
+        // QUIC version 1 (RFC 9000) alone: the drafts before it are of no use to anyone here.
+        .supported_versions(vec![QUIC_VERSION])
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(connection_ids)))
         .min_reset_interval(limits::STATELESS_RESET_INTERVAL);
 
@@ -107,11 +115,16 @@ fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// QUIC for an accepting port with `streams` requests at once per connection.
-pub(super) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>, streams: u32) -> quinn::ServerConfig {
+/// QUIC for an accepting port. Every connection begins with little; the port gives more when it knows whose it is
+/// ([`Accepted::settle`](super::Accepted::settle)).
+pub(super) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::with_crypto(crypto);
+    let mut tokens = ValidationTokenConfig::default();
+    // A token of an earlier connection would spare an address its Retry; there are none, as there are no TLS tickets.
+    tokens.sent(0);
     config
-        .transport_config(Arc::new(transport_config(streams)))
+        .transport_config(Arc::new(transport_config(limits::UNSETTLED_STREAMS_MAX, limits::UNSETTLED_WINDOW_BYTES)))
+        .validation_token_config(tokens)
         // Neither nodes nor their clients move while connected without reconnecting.
         .migration(false)
         .max_incoming(limits::INCOMING_PENDING_MAX)
@@ -126,28 +139,47 @@ pub(super) fn server_config(crypto: Arc<dyn quinn::crypto::ServerConfig>, stream
 /// which then died learns of its death, for that node, started again, answers only what reaches it.
 pub(super) fn client_config(crypto: Arc<dyn quinn::crypto::ClientConfig>, keep_alive: Duration) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(crypto);
-    let mut transport = transport_config(0);
+    let mut transport = transport_config(0, limits::CONNECTION_WINDOW_BYTES);
     transport.keep_alive_interval(Some(keep_alive));
-    config.transport_config(Arc::new(transport));
+    config.transport_config(Arc::new(transport)).version(QUIC_VERSION);
     config
 }
 
-/// What both roles share. `streams`: how many bidirectional streams the other side may have open.
-fn transport_config(streams: u32) -> TransportConfig {
+/// What both roles share. `streams`: how many bidirectional streams the other side may have open. `window`: octets in flight on
+/// the connection, each way: so much of either side's memory the other one can hold.
+fn transport_config(streams: u32, window: u32) -> TransportConfig {
     let idle = IdleTimeout::try_from(limits::CONNECTION_IDLE_TIMEOUT).expect("the idle time-out fits QUIC's 2^62 ms");
-    let window = limits::STREAM_WINDOW_BYTES;
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        // Nothing here is said on unidirectional streams or in datagrams.
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(window))
-        .receive_window(VarInt::from_u32(window.saturating_mul(4)))
-        .send_window(u64::from(window).saturating_mul(4))
-        .max_idle_timeout(Some(idle))
-        .crypto_buffer_size(limits::CRYPTO_BUFFER_BYTES)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        .allow_spin(false);
+        .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(window))
+        .send_window(window.into())
+        // Streams of one connection take turns: a large answer does not delay the small ones.
+        .send_fairness(true)
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(None)
+        .crypto_buffer_size(limits::CRYPTO_BUFFER_BYTES)
+        // The extension would let the other side say how seldom it is to be acknowledged.
+        .ack_frequency_config(None)
+        // One bit that tells an observer the round-trip time.
+        .allow_spin(false)
+        // RFC 9000 §14: what every path carries at first, and what its discovery may find.
+        .initial_mtu(1_200)
+        .min_mtu(1_200)
+        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .pad_to_mtu(false)
+        .enable_segmentation_offload(true)
+        // RFC 9002 §6.1, §6.2.2 and §7.6: loss as the standard has it; congestion control is CUBIC (RFC 9438).
+        .packet_threshold(3)
+        .time_threshold(9.0 / 8.0)
+        .initial_rtt(Duration::from_millis(333))
+        .persistent_congestion_threshold(3)
+        .congestion_controller_factory(Arc::new(CubicConfig::default()));
     config
 }
 

@@ -36,9 +36,12 @@ pub enum FrameError {
     /// The stream or its connection ended with an error while writing.
     #[error("writing failed: {0}")]
     Write(WriteError),
-    /// The deadline passed.
+    /// The deadline passed, or the other side was slower than it has to be.
     #[error("timed out")]
     TimedOut,
+    /// The port has no memory for the frame now, or has given the memory to others while it arrived. Nothing was looked at.
+    #[error("there is no room for it now")]
+    NoRoom,
 }
 
 impl FrameError {
@@ -48,6 +51,7 @@ impl FrameError {
             Self::TooLarge { .. } => CloseCode::TooLarge,
             Self::Truncated { .. } => CloseCode::ProtocolViolation,
             Self::TimedOut => CloseCode::TimedOut,
+            Self::NoRoom => CloseCode::NotProcessed,
             Self::Read(_) | Self::Write(_) => CloseCode::Cancelled,
         }
     }
@@ -90,17 +94,15 @@ pub async fn read_frame_by(recv: &mut RecvStream, limit: usize, deadline: Instan
 /// Writes one frame. Returns once QUIC has taken all of it, which waits for the other side's flow control: give it a deadline.
 /// An error means that the other side cannot have received the whole frame.
 pub async fn write_frame(send: &mut SendStream, frame: &[u8]) -> Result<(), FrameError> {
-    let Ok(length) = u32::try_from(frame.len()) else {
-        return Err(FrameError::TooLarge { length: frame.len(), limit: u32::MAX as usize });
-    };
+    let prefix = prefix(frame)?;
     // A small frame leaves in one write, hence one packet.
     if frame.len() <= limits::FRAME_CHUNK_BYTES {
         let mut octets = Vec::with_capacity(PREFIX_BYTES + frame.len());
-        octets.extend_from_slice(&length.to_be_bytes());
+        octets.extend_from_slice(&prefix);
         octets.extend_from_slice(frame);
         return send.write_all(&octets).await.map_err(FrameError::Write);
     }
-    send.write_all(&length.to_be_bytes()).await.map_err(FrameError::Write)?;
+    send.write_all(&prefix).await.map_err(FrameError::Write)?;
     send.write_all(frame).await.map_err(FrameError::Write)
 }
 
@@ -109,29 +111,64 @@ pub async fn write_frame_by(send: &mut SendStream, frame: &[u8], deadline: Insta
     tokio::time::timeout_at(deadline, write_frame(send, frame)).await.unwrap_or(Err(FrameError::TimedOut))
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
+/// As [`write_frame`], each part of [`limits::FRAME_CHUNK_BYTES`] within `pace`.
+pub(super) async fn write_paced(send: &mut SendStream, frame: &[u8], pace: Duration) -> Result<(), FrameError> {
+    if frame.len() <= limits::FRAME_CHUNK_BYTES {
+        return within(pace, write_frame(send, frame)).await;
+    }
+    let prefix = prefix(frame)?;
+    within(pace, async { send.write_all(&prefix).await.map_err(FrameError::Write) }).await?;
+    for part in frame.chunks(limits::FRAME_CHUNK_BYTES) {
+        within(pace, async { send.write_all(part).await.map_err(FrameError::Write) }).await?;
+    }
+    Ok(())
+}
+
+/// The length of `frame`, as it stands before it.
+fn prefix(frame: &[u8]) -> Result<[u8; PREFIX_BYTES], FrameError> {
+    let too_large = |_| FrameError::TooLarge { length: frame.len(), limit: u32::MAX as usize };
+    u32::try_from(frame.len()).map(u32::to_be_bytes).map_err(too_large)
+}
+
+/// `work`, done in time.
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
     tokio::time::timeout(limit, work).await.unwrap_or(Err(FrameError::TimedOut))
 }
 
 /// The first octets of a frame: at least one, at most a prefix. `None` at the end of the stream.
-async fn read_first(recv: &mut RecvStream) -> Result<Option<Vec<u8>>, FrameError> {
+pub(super) async fn read_first(recv: &mut RecvStream) -> Result<Option<Vec<u8>>, FrameError> {
     Ok(recv.read_chunk(PREFIX_BYTES, true).await?.map(|chunk| chunk.bytes.to_vec()))
 }
 
-async fn read_rest(recv: &mut RecvStream, mut prefix: Vec<u8>, limit: usize) -> Result<Vec<u8>, FrameError> {
+async fn read_rest(recv: &mut RecvStream, first: Vec<u8>, limit: usize) -> Result<Vec<u8>, FrameError> {
+    let length = read_length(recv, first, limit).await?;
+    let mut frame = Vec::new();
+    fill(recv, &mut frame, length).await?;
+    Ok(frame)
+}
+
+/// The rest of a prefix that has begun, and the length it says.
+pub(super) async fn read_length(recv: &mut RecvStream, mut prefix: Vec<u8>, limit: usize) -> Result<usize, FrameError> {
     fill(recv, &mut prefix, PREFIX_BYTES).await?;
     let prefix: [u8; PREFIX_BYTES] = prefix.try_into().expect("fill returns exactly what was asked for");
     let length = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
     if length > limit {
         return Err(FrameError::TooLarge { length, limit });
     }
-    // The vector grows with what arrives; a lying prefix reserves nothing.
+    Ok(length)
+}
+
+/// A frame of `length` octets, each part of [`limits::FRAME_CHUNK_BYTES`] within `pace`.
+pub(super) async fn read_paced(recv: &mut RecvStream, length: usize, pace: Duration) -> Result<Vec<u8>, FrameError> {
     let mut frame = Vec::new();
-    fill(recv, &mut frame, length).await?;
+    while frame.len() < length {
+        let wanted = length.min(frame.len().saturating_add(limits::FRAME_CHUNK_BYTES));
+        within(pace, fill(recv, &mut frame, wanted)).await?;
+    }
     Ok(frame)
 }
 
-/// Reads until `octets` has exactly `length` of them.
+/// Reads until `octets` has exactly `length` of them. The vector grows with what arrives; a lying prefix reserves nothing.
 async fn fill(recv: &mut RecvStream, octets: &mut Vec<u8>, length: usize) -> Result<(), FrameError> {
     while octets.len() < length {
         let wanted = (length - octets.len()).min(limits::FRAME_CHUNK_BYTES);

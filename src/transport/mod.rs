@@ -12,6 +12,8 @@
 //! | [`sessions`] | the connections of peers whose certificates were accepted, to judge them anew |
 //! | [`endpoint`] | UDP sockets and QUIC limits, set explicitly; stateless resets that survive a crash |
 //! | [`accept`] | the accept loop of both ports |
+//! | `admission` | with whom a handshake is begun |
+//! | `room`, `ledger` | what the connections of a port share: places, windows, memory for frames |
 //! | [`discovery`] | SRV records: domain → targets → addresses |
 //! | [`addresses`] | which addresses are dialled for other domains |
 //!
@@ -19,12 +21,15 @@
 
 pub mod accept;
 pub mod addresses;
+mod admission;
 pub mod codes;
 pub mod discovery;
 pub mod endpoint;
 pub mod frame;
 pub mod inspect;
 pub mod knock;
+mod ledger;
+mod room;
 pub mod sessions;
 pub mod tls;
 pub mod trust;
@@ -35,6 +40,7 @@ pub(crate) mod testing;
 
 pub use accept::{Accepted, ConnectionHandler, PortCounts, Turned};
 pub use addresses::{AddressPolicy, Network};
+pub use admission::PortLimits;
 pub use codes::CloseCode;
 pub use discovery::{
     Discovered, DiscoveryError, Examination, Lookup, LookupCounts, Origin, Resolver, ResolverSettings, Service, Target,
@@ -42,6 +48,7 @@ pub use discovery::{
 pub use endpoint::EndpointSecret;
 pub use frame::FrameError;
 pub use inspect::{CertificateFault, Inspection, Presented};
+pub use room::{Frame, Holder, Tenancy};
 pub use sessions::Session;
 pub use tls::{ClientIdentity, NodeTls};
 pub use trust::{PeerTrust, Pin, Trust, TrustSources};

@@ -207,7 +207,7 @@ impl NodeTls {
     /// For accepting peers: ALPN `mimi-fed/1`, client certificate required. Which domain it stands for is checked against the
     /// peer's `hello` by the handler ([`names_domain`]).
     pub fn federation_server(&self) -> Result<quinn::ServerConfig, Fault> {
-        self.server(self.peer_verifier(), ALPNS_FEDERATION, limits::PEER_STREAMS_MAX)
+        self.server(self.peer_verifier(), ALPNS_FEDERATION)
     }
 
     /// For dialling peers: ALPN `mimi-fed/1`, own certificate presented. The server name given to `connect` is the domain
@@ -238,14 +238,14 @@ impl NodeTls {
     pub fn client_server(&self, as_roots: &[Vec<u8>]) -> Result<quinn::ServerConfig, Fault> {
         let roots = as_roots.iter().map(|der| anchor(der).context("an AS root is no certificate")).collect::<Result<_, _>>()?;
         let verifier = ClientVerifier { roots, algorithms: provider().signature_verification_algorithms };
-        self.server(Arc::new(verifier), &[ALPN_CLIENT], limits::CLIENT_STREAMS_MAX)
+        self.server(Arc::new(verifier), &[ALPN_CLIENT])
     }
 
     fn peer_verifier(&self) -> Arc<PeerVerifier> {
         Arc::new(PeerVerifier { trust: self.trust.clone(), algorithms: *self.trust.load().algorithms() })
     }
 
-    fn server(&self, verifier: Arc<dyn ClientCertVerifier>, alpns: &[&[u8]], streams: u32) -> Result<quinn::ServerConfig, Fault> {
+    fn server(&self, verifier: Arc<dyn ClientCertVerifier>, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, Fault> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .context("TLS cannot be set up")?
@@ -256,7 +256,7 @@ impl NodeTls {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
         let crypto = QuicServerConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
-        Ok(endpoint::server_config(Arc::new(crypto), streams))
+        Ok(endpoint::server_config(Arc::new(crypto)))
     }
 }
 

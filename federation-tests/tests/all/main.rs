@@ -1,6 +1,7 @@
 //! System tests: one module per topic. Each test opens with what it shows, what counts as failure and what does not.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod abuse;
 mod admin;
 mod cli;
 mod cli_devices;

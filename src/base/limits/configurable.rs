@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{APPLICATION_MESSAGE_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, GROUP_LEAVES_MAX, PeerLimits};
+use super::{APPLICATION_MESSAGE_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, GROUP_LEAVES_MAX, PeerLimits};
 use crate::base::Fault;
 
 /// What an operator may set; [`Limits::default`] states the defaults. Whoever is over one is told so and pays for it, not the
@@ -78,6 +78,16 @@ pub struct Limits {
     pub lane_undelivered_seconds_max: u64,
     /// And so does one that has answered for so long, in seconds, that it takes nothing of the group (S12).
     pub lane_refused_seconds_max: u64,
+    /// Connections at once on each of the two ports, handshakes included.
+    pub connections_max: usize,
+    /// Of them, from one IPv4 address or IPv6 /64.
+    pub connections_per_address_max: usize,
+    /// Handshakes from one of these: a second, in the long run; ten times as many at once.
+    pub handshakes_per_address_per_second_max: u32,
+    /// Handshakes at once, on each port, with addresses that have not proven themselves; with more, a Retry comes first.
+    pub unvalidated_handshakes_max: usize,
+    /// Octets of requests being read or served and answers being sent, on each port, of all connections together.
+    pub held_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -117,9 +127,17 @@ impl Default for Limits {
             lane_bytes_max: 256 * 1024 * 1024,
             lane_undelivered_seconds_max: 30 * DAY,
             lane_refused_seconds_max: DAY,
+            connections_max: 4_096,
+            connections_per_address_max: 512,
+            handshakes_per_address_per_second_max: 64,
+            unvalidated_handshakes_max: 128,
+            held_bytes_max: 256 * 1024 * 1024,
         }
     }
 }
+
+/// The least `held_bytes_max`: a frame for each of a few that ask at once.
+const HELD_BYTES_LEAST: usize = 4 * FRAME_BYTES_MAX;
 
 const DAY: u64 = 24 * 60 * 60;
 
@@ -153,6 +171,12 @@ impl Limits {
                 return Err(Fault::new(format!("limits: {name} is {value}, which is more than the {most} that can be carried")));
             }
         }
+        if self.held_bytes_max < HELD_BYTES_LEAST {
+            let held = self.held_bytes_max;
+            return Err(Fault::new(format!(
+                "limits: held_bytes_max is {held}, which is less than the {HELD_BYTES_LEAST} of a few frames"
+            )));
+        }
         let at_least_one = [
             ("user_leaves_max", self.user_leaves_max),
             ("commit_proposals_max", self.commit_proposals_max),
@@ -165,6 +189,9 @@ impl Limits {
             ("peer_bytes_per_second_max", self.peer_bytes_per_second_max as usize),
             ("peer_streams_max", self.peer_streams_max as usize),
             ("peer_handshakes_per_minute_max", self.peer_handshakes_per_minute_max as usize),
+            ("connections_max", self.connections_max),
+            ("connections_per_address_max", self.connections_per_address_max),
+            ("handshakes_per_address_per_second_max", self.handshakes_per_address_per_second_max as usize),
         ];
         match at_least_one.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(Fault::new(format!("limits: {name} is 0, which forbids everything"))),
@@ -216,6 +243,8 @@ mod tests {
         Limits::default().check().expect("the defaults work");
         let large = Limits { message_bytes_max: APPLICATION_MESSAGE_BYTES_MAX + 1, ..Limits::default() };
         assert!(large.check().expect_err("refused").to_string().contains("message_bytes_max"));
+        let little = Limits { held_bytes_max: FRAME_BYTES_MAX, ..Limits::default() };
+        assert!(little.check().expect_err("refused").to_string().contains("held_bytes_max"));
         let none = Limits { removals_at_once_max: 0, ..Limits::default() };
         assert!(none.check().expect_err("refused").to_string().contains("removals_at_once_max"));
     }
