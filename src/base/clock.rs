@@ -10,7 +10,10 @@ impl UnixMillis {
     /// The system clock's time. A clock set before 1970 reads as 0.
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        let now = Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        #[cfg(feature = "fault-points")]
+        let now = Self(now.0.saturating_add_signed(super::fault_points::clock_offset_ms()));
+        now
     }
 
     /// Whole seconds since the epoch, rounded down.

@@ -38,6 +38,11 @@ pub struct Held<L: AsRef<Level>> {
 }
 
 impl Level {
+    /// There are this many: for what is counted as a whole now and then.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+
     /// How many there are.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)

@@ -317,6 +317,53 @@ pub const PEERS_MAX: usize = 4_096;
 /// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
 pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
 
+// --- Diagnosis ---
+
+/// Diagnosis: the size of the packet that knocks, in octets: the smallest to which a QUIC server answers (RFC 9000 §14.1).
+pub const KNOCK_BYTES: usize = 1_200;
+
+/// Diagnosis: how often it knocks at a silent address.
+pub const KNOCK_INTERVAL: Duration = Duration::from_millis(400);
+
+/// Diagnosis: how long a machine that is silent to UDP has to show that it is there.
+pub const KNOCK_TCP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Diagnosis: one address, from the knock to `hello`.
+pub const DIAGNOSIS_ADDRESS_TIMEOUT: Duration = DIAL_ADDRESS_TIMEOUT;
+
+/// Diagnosis: how long the peer has to connect back and tell (X10): longer than it takes it to find that nobody answers.
+pub const PROBE_BACK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The largest answer to `probe_back`, in octets.
+pub const PROBE_REPORT_BYTES_MAX: usize = 16 * 1024;
+
+/// Diagnosis: how many of a peer's versions are shown.
+pub const VERSIONS_SHOWN_MAX: usize = 16;
+
+/// The longest text of one address in a report, in characters: an IPv6 address with its scope and port.
+pub const ADDRESS_TEXT_MAX: usize = 64;
+
+/// `probe_back` on behalf of one peer: so many at once, after a rest.
+pub const PROBE_BACK_BURST: u32 = 4;
+
+/// And in the long run one in this time.
+pub const PROBE_BACK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// `probe_back`: on behalf of all peers together, so many at once.
+pub const PROBES_AT_ONCE_MAX: usize = 4;
+
+/// The peers whose `probe_back` requests are counted at once.
+pub const PROBE_KEYS_MAX: usize = 4_096;
+
+/// From which difference of their clocks on both nodes warn of it. A request may be five minutes off ([`REQUEST_TIME_WINDOW`]).
+pub const CLOCK_DIFFERENCE_WARN: Duration = Duration::from_secs(30);
+
+/// The peers whose clocks are remembered to be off.
+pub const CLOCKS_REMEMBERED_MAX: usize = 4_096;
+
+/// How often the log says at most that somebody came with another protocol than the port speaks.
+pub const OTHER_PROTOCOL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 // --- Discovery ---
 
 /// One DNS question.

@@ -54,6 +54,21 @@ impl Answered {
 }
 
 impl Asking {
+    /// The node's configuration.
+    pub(super) fn config(&self) -> Result<Config, Fault> {
+        Config::load(&self.config)
+    }
+
+    /// Whether a node answers at the socket.
+    pub(super) async fn is_running(&self) -> Result<bool, Fault> {
+        let socket = self.config()?.admin_socket();
+        match UnixStream::connect(&socket).await {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(false),
+            // Whatever else is wrong, asking says it in a sentence.
+            _ => Ok(true),
+        }
+    }
+
     /// Asks the running node, and takes no other answer than a good one.
     pub(super) async fn ask(&self, method: Method, path: &str, body: Option<serde_json::Value>) -> Result<Answered, Fault> {
         let answered = self.ask_anything(method, path, body).await?;

@@ -1,6 +1,7 @@
 //! The commands of `mimi-node` and `mimi-client`: arguments in, one plain sentence and an exit code out.
 
 pub mod client;
+mod doctor;
 pub mod node;
 
 mod admin;

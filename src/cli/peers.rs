@@ -244,6 +244,7 @@ fn details(peer: &PeerView) -> String {
         ("said at run time", or_dash(peer.policy.said.as_ref().and_then(|said| serde_json::to_string(said).ok()))),
         ("frames queued", peer.queued.frames.to_string()),
         ("in lanes", peer.queued.lanes.to_string()),
+        ("lanes held", peer.queued.lanes_held.to_string()),
         ("oldest", or_dash(peer.queued.oldest_age_seconds.map(age))),
         ("frames in flight", peer.in_flight.frames.to_string()),
         ("requests in flight", peer.in_flight.requests.to_string()),

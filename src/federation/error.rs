@@ -31,7 +31,7 @@ pub enum Why {
     TimedOut,
     /// A certificate was refused, ours by the peer or the peer's by us.
     Certificate,
-    /// The other side speaks another protocol: no ALPN in common.
+    /// The other side speaks another protocol: no ALPN, or no version in `hello`, in common.
     Protocol,
     /// The `hello`s do not fit, or one names the wrong domain.
     HelloRefused,
@@ -209,6 +209,19 @@ impl PeerError {
     }
 }
 
+/// Which kind of failure it is that a connection was closed with this code, by either side.
+pub(super) fn closed_with(code: CloseCode) -> Why {
+    match code {
+        CloseCode::HelloRefused | CloseCode::WrongDomain => Why::HelloRefused,
+        CloseCode::NotAuthorized | CloseCode::Denied => Why::Denied,
+        CloseCode::OverLimits => Why::OverLimits,
+        CloseCode::NoAlpn | CloseCode::NoVersion => Why::Protocol,
+        CloseCode::ShuttingDown => Why::Refused,
+        CloseCode::TimedOut => Why::TimedOut,
+        _ => Why::Closed,
+    }
+}
+
 /// TLS alerts travel as QUIC error 0x100 + alert (RFC 9001 §4.8), ours as well as the peer's.
 const TLS_ALERT: u64 = 0x100;
 
@@ -225,15 +238,7 @@ pub(super) fn connection_failure(error: &ConnectionError) -> (Why, String) {
         ConnectionError::TransportError(error) => (by_code(u64::from(error.code)), format!("this node refused: {error}")),
         ConnectionError::ConnectionClosed(close) => (by_code(u64::from(close.error_code)), closed_by_peer(close)),
         ConnectionError::ApplicationClosed(close) => {
-            let why = match CloseCode::from_number(close.error_code.into_inner()) {
-                Some(CloseCode::HelloRefused | CloseCode::WrongDomain) => Why::HelloRefused,
-                Some(CloseCode::NotAuthorized | CloseCode::Denied) => Why::Denied,
-                Some(CloseCode::OverLimits) => Why::OverLimits,
-                Some(CloseCode::NoAlpn) => Why::Protocol,
-                Some(CloseCode::ShuttingDown) => Why::Refused,
-                Some(CloseCode::TimedOut) => Why::TimedOut,
-                _ => Why::Closed,
-            };
+            let why = CloseCode::from_number(close.error_code.into_inner()).map_or(Why::Closed, closed_with);
             let reason = String::from_utf8_lossy(&close.reason);
             (why, format!("the peer closed the connection: {}: {reason}", CloseCode::describe(close.error_code)))
         }

@@ -17,7 +17,7 @@ use super::backoff::Backoff;
 use super::dial::{DialSettings, Dialer};
 use super::error::{self, PeerError, Sent, Why};
 use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
-use super::hello::Hello;
+use super::hello::{Greeting, Hello};
 use super::policy::{Closure, EffectivePolicy, PeerPolicies};
 use super::traffic::{Dialled, Traffic};
 use crate::base::count::Held;
@@ -89,11 +89,14 @@ pub struct PeerStatus {
     pub gate: GateStatus,
     /// The address that our connection to it leads to, if it is up.
     pub connected: Option<std::net::SocketAddr>,
+    /// What it said on that connection.
+    pub greeting: Option<Greeting>,
 }
 
 /// A connection that is up: `hello` has been exchanged.
 struct Live {
     connection: Connection,
+    greeting: Greeting,
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
@@ -172,6 +175,16 @@ impl PeerPool {
     /// The TLS identity that peers are dialled with, and what judges theirs.
     pub fn tls(&self) -> &NodeTls {
         &self.shared.tls
+    }
+
+    /// What dials.
+    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+        &self.shared.dialer
+    }
+
+    /// The domain that dials.
+    pub(super) fn own(&self) -> &Domain {
+        &self.shared.own
     }
 
     /// What went to and came from each peer.
@@ -432,10 +445,10 @@ impl PeerPool {
             // Never closed; whoever waits for the outcome has a deadline of its own.
             let _slot = if is_known { &slots.known } else { &slots.others }.acquire().await;
             let outcome = dialer.dial(&peer.domain).await;
-            let outcome = outcome.and_then(|connection| {
+            let outcome = outcome.and_then(|(connection, greeting)| {
                 // Judged once more, by what is trusted now, and watched from now on.
                 match tls.admit(&peer.domain, &connection) {
-                    Ok(session) => Ok((connection, session)),
+                    Ok(session) => Ok((connection, greeting, session)),
                     Err((code, reason)) => {
                         code.close(&connection, &reason);
                         Err(PeerError::not_sent(&peer.domain, Why::Certificate, reason))
@@ -446,14 +459,15 @@ impl PeerPool {
                 let mut state = lock(&peer.state);
                 let closed = state.gate.closed();
                 let outcome = match (outcome, closed) {
-                    (Ok((connection, session)), None) => {
-                        tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
+                    (Ok((connection, greeting, session)), None) => {
+                        let (address, version) = (connection.remote_address(), greeting.version);
+                        tracing::info!(peer = %peer.domain, %address, %version, "peer connected");
                         state.gate.succeeded(now());
                         state.is_known = true;
-                        Ok(Arc::new(Live::new(connection, session, state.flushes != flushes)))
+                        Ok(Arc::new(Live::new(connection, greeting, session, state.flushes != flushes)))
                     }
                     // An operator was faster.
-                    (Ok((connection, _)), Some(why)) => {
+                    (Ok((connection, ..)), Some(why)) => {
                         CloseCode::Done.close(&connection, "not wanted any more");
                         Err(PeerError::not_sent(&peer.domain, why, ""))
                     }
@@ -483,8 +497,10 @@ impl PeerPool {
 impl Peer {
     fn status(&self) -> PeerStatus {
         let mut state = lock(&self.state);
-        let connected = state.live().map(|live| live.connection.remote_address());
-        PeerStatus { domain: self.domain.clone(), gate: state.gate.status(), connected }
+        let live = state.live();
+        let connected = live.as_ref().map(|live| live.connection.remote_address());
+        let greeting = live.map(|live| live.greeting.clone());
+        PeerStatus { domain: self.domain.clone(), gate: state.gate.status(), connected, greeting }
     }
 }
 
@@ -556,9 +572,9 @@ impl State {
 }
 
 impl Live {
-    fn new(connection: Connection, session: Arc<Session>, is_replaced: bool) -> Self {
+    fn new(connection: Connection, greeting: Greeting, session: Arc<Session>, is_replaced: bool) -> Self {
         let (answers, replaced) = (AtomicU64::new(0), AtomicBool::new(is_replaced));
-        Self { connection, since: Instant::now(), answers, replaced, _session: session }
+        Self { connection, greeting, since: Instant::now(), answers, replaced, _session: session }
     }
 
     fn is_replaced(&self) -> bool {

@@ -22,6 +22,8 @@ pub struct PeerTraffic {
     pub frames_delivered: Counter,
     /// Lane frames that were sent and are not answered yet.
     pub frames_in_flight: InFlight,
+    /// Lanes to it that were refused or got no answer, and are not tried again before their own time.
+    pub lanes_held: Level,
     /// Its requests to us that are not lane frames.
     pub requests_received: Counter,
     /// Lane frames of it that we have taken.

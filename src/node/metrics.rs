@@ -97,6 +97,8 @@ metrics! {
     PEER_FRAMES_QUEUED = Gauge "mimi_peer_frames_queued" ["peer"] in "", "Lane frames that wait for the peer on disk";
     PEER_BYTES_QUEUED = Gauge "mimi_peer_queued_bytes" ["peer"] in "bytes", "Their octets";
     PEER_LANES = Gauge "mimi_peer_lanes" ["peer"] in "", "Lanes that have frames waiting for the peer";
+    PEER_LANES_HELD = Gauge "mimi_peer_lanes_held" ["peer"] in "",
+        "Those of them that were refused or got no answer, and are not tried again before their own time";
     PEER_OLDEST = Gauge "mimi_peer_oldest_undelivered_age_seconds" ["peer"] in "seconds",
         "The age of the oldest lane frame that waits for the peer; 0 when none does";
     PEER_FRAMES_IN_FLIGHT = Gauge "mimi_peer_frames_in_flight" ["peer"] in "", "Lane frames sent to the peer and not answered yet";
@@ -342,13 +344,14 @@ fn put_peer(samples: &mut Samples, name: &str, peers: &[PeerView]) {
     }
     let sum = |of: fn(&PeerView) -> u64| peers.iter().map(of).sum::<u64>();
     let oldest = peers.iter().filter_map(|peer| peer.queued.oldest_age_seconds).max().unwrap_or(0);
-    let gauges: [(&'static Metric, u64); 9] = [
+    let gauges: [(&'static Metric, u64); 10] = [
         (&PEER_CONNECTED, sum(|peer| u64::from(peer.connected.is_some()))),
         (&PEER_FAILURES, sum(|peer| u64::from(peer.failures))),
         (&PEER_FRAMES_QUEUED, sum(|peer| peer.queued.frames)),
         (&PEER_BYTES_QUEUED, sum(|peer| peer.queued.bytes)),
         (&PEER_DEAD_LETTERS, sum(|peer| peer.dead_letters)),
         (&PEER_LANES, sum(|peer| peer.queued.lanes)),
+        (&PEER_LANES_HELD, sum(|peer| peer.queued.lanes_held)),
         (&PEER_OLDEST, oldest),
         (&PEER_FRAMES_IN_FLIGHT, sum(|peer| peer.in_flight.frames)),
         (&PEER_REQUESTS_IN_FLIGHT, sum(|peer| peer.in_flight.requests)),

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod doctor;
 pub mod init;
 mod metrics;
 pub mod reload;

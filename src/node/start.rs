@@ -18,8 +18,9 @@ use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TI
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
+use crate::service::hello::OwnHello;
 use crate::service::peer_policy::stored_overrides;
-use crate::service::ports::{ClientPort, OwnHello, PeerPort};
+use crate::service::ports::{ClientPort, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
 use crate::transport::{CloseCode, Resolver, accept, endpoint};
@@ -37,6 +38,11 @@ pub struct Node {
 impl Node {
     /// Starts the node that `config` describes; returns once it answers on both ports.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
+        Self::start_greeting(config, OwnHello::new(config.domain.clone())).await
+    }
+
+    /// As [`Node::start`], with another `hello`: as a node of a later version would say it.
+    pub async fn start_greeting(config: &Config, hello: OwnHello) -> Result<Self, Fault> {
         let reloader = Arc::new(Reloader::load(config)?);
         let tls = reloader.tls();
         let storage = Storage::open(&config.data).await?;
@@ -50,18 +56,18 @@ impl Node {
         let resolver = Resolver::new(&config.dns.resolver_settings())?;
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
-        let hello = Arc::new(OwnHello::new(config.domain.clone()));
+        let hello = Arc::new(hello);
         let mut dial_settings = config.dial_settings();
         // In force before anything is sent or taken.
         dial_settings.policies = dial_settings.policies.with_overrides(stored_overrides(&storage).await?);
-        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, dial_settings)?;
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello.clone(), dial_settings)?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =
             Service::new(config.domain.clone(), storage, peers, settings.keys, config.limits.clone(), stopping.clone()).await?;
         service.start_workers().await?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
+        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort::new(service.clone(), hello)), stopping.clone()));
         tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));

@@ -18,6 +18,7 @@ use super::Service;
 use super::lanes_fate::{self, Fate, Over, SentFrames};
 use super::recipients::StoredRecipient;
 use super::removals::Rejected;
+use crate::base::count::Held;
 use crate::base::limits::{
     FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANE_REQUEST_PATIENCE,
     LANE_REQUESTS_AT_ONCE_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
@@ -226,8 +227,8 @@ struct Worker {
     requests: JoinSet<Returned>,
     /// When the last request went out.
     last_sent: Instant,
-    /// No lane that has frames is ready, as far as was looked.
-    nothing_ready: bool,
+    /// When it was seen that no lane with frames is ready, unless something has happened since.
+    nothing_ready: Option<Instant>,
     /// Streams that no request uses.
     streams: Vec<PeerStream>,
     /// The removal of the frames delivered last, on its way to disk, and which they are.
@@ -248,7 +249,7 @@ impl Worker {
             served_last: String::new(),
             requests: JoinSet::new(),
             last_sent: Instant::now(),
-            nothing_ready: false,
+            nothing_ready: None,
             streams: Vec::new(),
             dropping: None,
             failures: 0,
@@ -258,7 +259,9 @@ impl Worker {
 
     async fn run(mut self) {
         let mut shutdown = self.service.shutdown.clone();
+        let traffic = self.service.peers.traffic().of(&self.domain);
         loop {
+            traffic.lanes_held.set(self.lanes.values().filter(|lane| lane.held_until.is_some()).count() as u64);
             let step = async {
                 if let Err(fault) = self.step().await {
                     tracing::error!(domain = %self.domain, "frames cannot be sent: {fault}");
@@ -279,26 +282,32 @@ impl Worker {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
         }
-        let may_look = self.paused_until.is_none() && !self.nothing_ready && self.requests.len() < LANE_REQUESTS_AT_ONCE_MAX;
+        let may_look =
+            self.paused_until.is_none() && self.nothing_ready.is_none() && self.requests.len() < LANE_REQUESTS_AT_ONCE_MAX;
         let patient = !self.requests.is_empty() && self.last_sent.elapsed() < LANE_REQUEST_PATIENCE;
         if may_look && !patient {
             let errand = self.errand.clone();
             tokio::select! {
                 // A peer that cannot be tried: what its lanes hold is looked after all the same.
                 () = errand.woken.notified() => {
-                    self.nothing_ready = false;
+                    self.nothing_ready = None;
                     return Ok(());
                 }
                 returned = next_returned(&mut self.requests) => return self.settle(returned).await,
                 () = self.service.peers.wait_until_ready(&self.domain) => {}
             }
+            let looked_at = Instant::now();
             match self.next_batches().await? {
                 Some(batches) => self.send(batches),
-                None => self.nothing_ready = true,
+                None => self.nothing_ready = Some(looked_at),
             }
             return Ok(());
         }
-        let held = self.lanes.values().filter(|lane| !lane.on_its_way).filter_map(|lane| lane.held_until).min();
+        // One whose time had come when it was looked for has no frames any more.
+        let held = self.nothing_ready.and_then(|looked_at| {
+            let times = self.lanes.values().filter(|lane| !lane.on_its_way).filter_map(|lane| lane.held_until);
+            times.filter(|until| *until > looked_at).min()
+        });
         let looks_again = match (self.paused_until, may_look) {
             (Some(until), _) => Some(until),
             (None, true) => Some(self.last_sent + LANE_REQUEST_PATIENCE),
@@ -306,9 +315,9 @@ impl Worker {
         };
         let errand = self.errand.clone();
         tokio::select! {
-            () = errand.woken.notified() => self.nothing_ready = false,
+            () = errand.woken.notified() => self.nothing_ready = None,
             returned = next_returned(&mut self.requests) => self.settle(returned).await?,
-            () = sleep_until(looks_again) => self.nothing_ready = false,
+            () = sleep_until(looks_again) => self.nothing_ready = None,
         }
         Ok(())
     }
@@ -417,7 +426,7 @@ impl Worker {
 
     /// Follows the answer to a request.
     async fn settle(&mut self, returned: Result<Returned, Fault>) -> Result<(), Fault> {
-        self.nothing_ready = false;
+        self.nothing_ready = None;
         let Returned { batches, outcome, stream } = match returned {
             Ok(returned) => returned,
             Err(fault) => {
@@ -661,12 +670,16 @@ async fn sleep_until(at: Option<Instant>) {
 /// Sends batches and reads their answers, on `stream` if there is one.
 async fn exchange(service: Arc<Service>, domain: Domain, stream: Option<PeerStream>, batches: Vec<Outgoing>) -> Returned {
     let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
+    let traffic = service.peers.traffic().of(&domain);
     let exchanged = async {
         let mut stream = match stream {
             Some(stream) => stream,
             None => service.peers.open_stream(&domain, deadline).await?,
         };
         let request = encode(&PeerRequest::Lanes(batches.iter().map(|outgoing| outgoing.batch.clone()).collect()));
+        let frames = batches.iter().map(|outgoing| outgoing.batch.frames.len() as u64).sum();
+        traffic.frames_sent.add(frames);
+        let _in_flight = Held::new(traffic.frames_in_flight.clone(), frames);
         stream.sender.write(&request, deadline).await?;
         let answer = stream.receiver.read(FRAME_BYTES_MAX, deadline).await?;
         Ok((answer, stream))
@@ -676,7 +689,15 @@ async fn exchange(service: Arc<Service>, domain: Domain, stream: Option<PeerStre
         Err(error) => return Returned { batches, outcome: Err(NoAnswer::Failed(error)), stream: None },
     };
     let outcome = match decode(&answer) {
-        Ok(PeerResponse::Lanes(answers)) => fitting(answers.into_vec(), &batches),
+        Ok(PeerResponse::Lanes(answers)) => {
+            let fitting = fitting(answers.into_vec(), &batches);
+            fitting.iter().flatten().for_each(|answer| {
+                if let LaneResult::Accepted(frames) = &answer.result {
+                    traffic.frames_delivered.add(frames.len() as u64);
+                }
+            });
+            fitting
+        }
         Ok(PeerResponse::Error(rejection)) => Err(NoAnswer::Refused(rejection)),
         Ok(_) | Err(_) => Err(NoAnswer::Nonsense("the answer is not one for lanes")),
     };

@@ -3,6 +3,8 @@
 //! | file | is |
 //! |---|---|
 //! | [`ports`] | what the client port and the peer port do with a connection and its streams |
+//! | [`hello`] | what this node says in `hello`, and how it judges a peer's |
+//! | [`probe`] | connecting back to a peer that asks for it (X10) |
 //! | [`route`] | one client request: here, or on to its destination |
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
@@ -22,6 +24,7 @@ pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
+pub mod hello;
 pub mod keys;
 mod lanes_end;
 mod lanes_fate;
@@ -30,6 +33,7 @@ pub mod lanes_out;
 pub mod peer_policy;
 pub mod peer_rates;
 pub mod ports;
+pub mod probe;
 pub mod queueing;
 pub mod rates;
 pub mod recipients;
@@ -63,6 +67,7 @@ use keys::Claims;
 use lanes_out::LaneWorkers;
 use peer_policy::PolicyWork;
 use peer_rates::PeerRates;
+use probe::Probes;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
@@ -85,6 +90,7 @@ pub struct Service {
     policy_work: PolicyWork,
     status_work: StatusWork,
     claims: Claims,
+    probes: Probes,
     lanes: LaneWorkers,
     counts: ServiceCounts,
     shutdown: watch::Receiver<bool>,
@@ -171,6 +177,7 @@ impl Service {
             policy_work: PolicyWork::default(),
             status_work: StatusWork::at_start(),
             claims,
+            probes: Probes::default(),
             lanes: LaneWorkers::default(),
             counts: ServiceCounts::default(),
             shutdown,

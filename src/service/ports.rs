@@ -5,77 +5,39 @@ use std::sync::Arc;
 use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::hello::OwnHello;
 use super::peer_rates::Over;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
-use crate::base::limits::{
-    FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX,
-};
+use crate::base::limits::{FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX};
 use crate::base::{Domain, UnixMillis};
-use crate::federation::{Hello, answer_hello};
+use crate::federation::answer_hello;
 use crate::transport::frame::{next_frame, request_frame, write_frame};
 use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError, PortCounts, Turned};
-use crate::wire::peer::{CredentialStatusRequest, Hello as HelloFrame, PeerLimits, PeerRequest, PeerResponse};
+use crate::wire::peer::{CredentialStatusRequest, PeerRequest, PeerResponse};
 use crate::wire::qs::{QsRequest, QsSender};
-use crate::wire::{DecodeError, ErrorCode, Rejection, Service as Body, VERSION, decode, encode};
+use crate::wire::{ErrorCode, Rejection, Service as Body, decode, encode};
 
 /// The port of the domain's own clients, ALPN `mimi-client/1`.
 pub struct ClientPort(pub Arc<Service>);
 
 /// The port of other nodes, ALPN `mimi-fed/1`.
-pub struct PeerPort(pub Arc<Service>);
-
-/// Our side of every `hello` (X7).
-pub struct OwnHello {
-    domain: Domain,
+pub struct PeerPort {
+    service: Arc<Service>,
+    hello: Arc<OwnHello>,
 }
 
-impl OwnHello {
-    /// The `hello` of the node of `domain`.
-    pub fn new(domain: Domain) -> Self {
-        Self { domain }
+impl PeerPort {
+    /// The port of `service`, at which peers are greeted with `hello`.
+    pub fn new(service: Arc<Service>, hello: Arc<OwnHello>) -> Self {
+        Self { service, hello }
     }
-}
-
-impl Hello for OwnHello {
-    fn ours(&self) -> Vec<u8> {
-        encode(&PeerRequest::Hello(self.frame()))
-    }
-
-    fn check(&self, peer: &Domain, theirs: &[u8]) -> Result<(), String> {
-        match decode(theirs) {
-            Ok(PeerResponse::Hello(hello)) => check_hello(&hello, peer),
-            _ => Err("it is not a hello".to_owned()),
-        }
-    }
-}
-
-impl OwnHello {
-    fn frame(&self) -> HelloFrame {
-        HelloFrame {
-            domain: self.domain.as_bytes().into(),
-            versions: vec![VERSION].into(),
-            limits: PeerLimits { frame_bytes_max: FRAME_BYTES_MAX as u32, lane_frames_max: LANE_BATCH_FRAMES_MAX as u32 },
-        }
-    }
-}
-
-/// The `hello` names the authenticated domain, and there is a version in common.
-fn check_hello(hello: &HelloFrame, peer: &Domain) -> Result<(), String> {
-    if hello.domain[..] != *peer.as_bytes() {
-        return Err(format!("it names another domain than {peer}"));
-    }
-    if !hello.versions.contains(&VERSION) {
-        return Err(format!("no protocol version in common: this node speaks {VERSION}"));
-    }
-    Ok(())
 }
 
 impl ConnectionHandler for PeerPort {
     async fn connection(self: Arc<Self>, accepted: Accepted) {
-        let service = &self.0;
-        let hello = OwnHello::new(service.domain.clone());
-        let ours = encode(&PeerResponse::Hello(hello.frame()));
+        let (service, hello) = (&self.service, &self.hello);
+        let ours = || encode(&PeerResponse::Hello(hello.frame()));
         let judge = |frame: &[u8]| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
@@ -89,12 +51,12 @@ impl ConnectionHandler for PeerPort {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
             service.let_in(&domain)?;
-            check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
+            hello.judge(&theirs, &domain)?;
             Ok((domain, session))
         };
         let mut turned = Turned::Hello;
         let checked =
-            answer_hello(&accepted.connection, &ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
+            answer_hello(&accepted.connection, ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
         match checked.await {
             Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);
@@ -113,7 +75,7 @@ impl ConnectionHandler for PeerPort {
     }
 
     fn counts(&self) -> &PortCounts {
-        &self.0.counts.federation_port
+        &self.service.counts.federation_port
     }
 }
 
@@ -237,7 +199,7 @@ impl Service {
 
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
         let traffic = self.peers.traffic().of(peer);
-        let request = decode(frame);
+        let request = PeerRequest::read(frame);
         if !matches!(request, Ok(PeerRequest::Lanes(_))) {
             traffic.requests_received.one();
         }
@@ -248,7 +210,7 @@ impl Service {
         response
     }
 
-    async fn peer_response(self: &Arc<Self>, request: Result<PeerRequest, DecodeError>, peer: &Domain) -> PeerResponse {
+    async fn peer_response(self: &Arc<Self>, request: Result<PeerRequest, Rejection>, peer: &Domain) -> PeerResponse {
         match request {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
@@ -258,10 +220,10 @@ impl Service {
             Ok(PeerRequest::DomainInfo) => PeerResponse::DomainInfo(self.own_info()),
             Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. })) => self.answer_status().await,
             Ok(PeerRequest::CredentialStatusPush(status)) => self.answer_status_push(peer, &status).await,
-            Ok(PeerRequest::ProbeBack) => PeerResponse::Error(ErrorCode::Unsupported.into()),
+            Ok(PeerRequest::ProbeBack) => self.answer_probe_back(peer).await,
             // A second hello has no place on a connection.
             Ok(PeerRequest::Hello(_)) => PeerResponse::Error(ErrorCode::Malformed.into()),
-            Err(error) => PeerResponse::Error(Rejection::from(error)),
+            Err(rejection) => PeerResponse::Error(rejection),
         }
     }
 

@@ -2,7 +2,8 @@
 //! connections and unproven addresses there are at once.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, ConnectionError, Endpoint, Incoming};
@@ -91,6 +92,7 @@ async fn run_bounded<H: ConnectionHandler>(
 ) {
     let connections = Arc::new(Semaphore::new(connections_max));
     let unvalidated = Arc::new(Semaphore::new(unvalidated_max));
+    let others = Arc::new(Others::default());
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -102,7 +104,7 @@ async fn run_bounded<H: ConnectionHandler>(
                 None => break,
                 Some(incoming) => {
                     if let Some(admitted) = admit(incoming, &connections, &unvalidated, handler.counts()) {
-                        tasks.spawn(serve(admitted, handler.clone()));
+                        tasks.spawn(serve(admitted, handler.clone(), others.clone()));
                     }
                 }
             }
@@ -179,24 +181,40 @@ impl Drop for Closing {
     }
 }
 
-async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>) {
+/// When the log last said that somebody came with another protocol.
+type Others = Mutex<Option<Instant>>;
+
+/// A handshake that came to nothing is the other side's affair, so no more than a debug line. That it speaks another protocol is
+/// worth more: two nodes of different major versions would never learn of each other. Once in a while, for anybody can come.
+fn log_refused(remote: SocketAddr, error: &ConnectionError, others: &Others) {
+    if turned(error) == Turned::Alpn {
+        let mut last = others.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > limits::OTHER_PROTOCOL_LOG_INTERVAL) {
+            *last = Some(Instant::now());
+            return tracing::info!(%remote, "a connection was refused: it offers no protocol (ALPN) that this port speaks");
+        }
+    }
+    tracing::debug!(%remote, %error, "handshake failed");
+}
+
+async fn serve<H: ConnectionHandler>(admitted: Admitted, handler: Arc<H>, others: Arc<Others>) {
     let Admitted { incoming, connection: _permit, unvalidated } = admitted;
     let remote = incoming.remote_address();
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-    // accept() fails at once for instance when no ALPN is shared: the other side's fault, so no more than a debug line.
+    // accept() fails at once for instance when no ALPN is shared.
     let counts = handler.counts();
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
         Err(error) => {
             counts.turned.one(turned(&error));
-            return tracing::debug!(%remote, %error, "handshake refused");
+            return log_refused(remote, &error, &others);
         }
     };
     let connection = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             counts.turned.one(turned(&error));
-            return tracing::debug!(%remote, %error, "handshake failed");
+            return log_refused(remote, &error, &others);
         }
         Err(_) => {
             counts.turned.one(Turned::TimedOut);

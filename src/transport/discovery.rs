@@ -5,10 +5,12 @@
 //! | [`srv`] | the order of records and addresses |
 //! | [`cache`] | what was answered before, and for how long it counts |
 //! | [`question`] | one question to the name servers |
+//! | [`examine`] | everything that DNS says of a domain, for a diagnosis |
 //!
 //! Whether an address may be dialled is not decided here but when it is dialled: [`super::addresses`].
 
 mod cache;
+mod examine;
 mod question;
 mod srv;
 
@@ -27,6 +29,7 @@ use tokio::task::JoinSet;
 
 pub use cache::Origin;
 use cache::{Cache, Failure, Lifetimes, Outcome};
+pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use srv::SrvRecord;
 
 use crate::base::count::{Counter, Counts, labels};

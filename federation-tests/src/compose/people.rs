@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mimi_node::base::{Context as _, Fault, GroupUri, UserUri};
 use mimi_node::client::{Client, ClientSettings};
+use mimi_node::node::config::replace_public;
 use mimi_node::wire::Invitation;
 use tokio::time::Instant;
 
@@ -20,6 +21,9 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often it is looked for.
 const ARRIVAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A file that is there once everybody is: what people do afterwards is theirs.
+const DONE: &str = "gathered";
 
 /// Where a user's invitation waits until it is used.
 pub(super) fn invitation_path(people: &Path, name: &str) -> PathBuf {
@@ -37,6 +41,10 @@ pub(super) fn is_enrolled(people: &Path, name: &str) -> bool {
 }
 
 pub(super) async fn run(arguments: &PeopleArguments) -> Result<(), Fault> {
+    let done = arguments.dir.join(DONE);
+    if done.exists() {
+        return Ok(());
+    }
     let settings =
         ClientSettings { resolver: vec![arguments.resolver], request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() };
     let mut clients = Vec::new();
@@ -48,7 +56,8 @@ pub(super) async fn run(arguments: &PeopleArguments) -> Result<(), Fault> {
     for client in clients {
         client.close().await;
     }
-    gathered
+    gathered?;
+    replace_public(&done, "")
 }
 
 /// A user's client; enrolled, if it is not yet.
@@ -86,7 +95,6 @@ async fn gather(clients: &[Client]) -> Result<(), Fault> {
     first.sync().await.context("the group's maker cannot receive")?;
     for other in others {
         if named(other).await?.is_some() {
-            // Whatever became of it since is what people wanted.
             continue;
         }
         let user = other.uri().user();

@@ -1,6 +1,7 @@
 //! System tests: one module per topic. Each test opens with what it shows, what counts as failure and what does not.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod admin;
 mod cli;
 mod cli_devices;
 mod client_crash;
@@ -10,6 +11,7 @@ mod crash;
 mod devices;
 mod discovery;
 mod docs;
+mod doctor;
 mod gathering;
 mod idempotency;
 mod identity;
@@ -22,3 +24,4 @@ mod racing;
 mod recovery;
 mod refusals;
 mod secrecy;
+mod versions;

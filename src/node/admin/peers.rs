@@ -76,6 +76,7 @@ impl Admin {
                     frames: totals.frames,
                     bytes: totals.octets,
                     lanes: totals.lanes,
+                    lanes_held: 0,
                     oldest_age_seconds: Some(age_seconds(totals.undelivered_since, now)),
                 };
             }
@@ -149,6 +150,7 @@ pub(super) fn age_seconds(then: UnixMillis, now: UnixMillis) -> u64 {
 
 /// Puts in what went to and came from a peer.
 pub(in crate::node) fn put_traffic(view: &mut PeerView, traffic: &PeerTraffic) {
+    view.queued.lanes_held = traffic.lanes_held.value();
     view.in_flight = InFlightView { frames: traffic.frames_in_flight.value(), requests: traffic.requests_in_flight.value() };
     view.counts = CountsView {
         frames_sent: traffic.frames_sent.value(),

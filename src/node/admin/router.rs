@@ -122,6 +122,7 @@ enum Route {
     Forget,
     FlushPeer,
     Flush,
+    Doctor,
     Lanes,
     DeadLetters,
     Reload,
@@ -142,6 +143,7 @@ const ROUTES: &[(Method, &str, Route)] = &[
     (Method::DELETE, "/peers/DOMAIN/override", Route::Forget),
     (Method::POST, "/peers/DOMAIN/flush", Route::FlushPeer),
     (Method::POST, "/flush", Route::Flush),
+    (Method::POST, "/doctor/DOMAIN", Route::Doctor),
     (Method::GET, "/lanes", Route::Lanes),
     (Method::GET, "/dead-letters", Route::DeadLetters),
     (Method::POST, "/reload", Route::Reload),
@@ -295,6 +297,7 @@ impl Admin {
                 service.flush_peers(None);
                 Ok(ok(&FlushedView { flushed: None }))
             }
+            Route::Doctor => Ok(ok(&self.service.diagnose(&domain()?).await)),
             Route::Lanes => Ok(ok(&self.lanes(of_domain(head)?.as_ref()).await?)),
             Route::DeadLetters => Ok(ok(&self.dead_letters(of_domain(head)?.as_ref()).await?)),
             Route::Reload => {

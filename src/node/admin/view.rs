@@ -107,6 +107,8 @@ pub struct QueuedView {
     pub bytes: u64,
     /// Lanes, one for each group.
     pub lanes: u64,
+    /// Those of them that were refused or got no answer, and are not tried again before their own time.
+    pub lanes_held: u64,
     /// How long the oldest undelivered frame has waited; `None` when nothing waits.
     pub oldest_age_seconds: Option<u64>,
 }

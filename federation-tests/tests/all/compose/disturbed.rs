@@ -54,8 +54,7 @@ impl Disturbance {
 // node that was stopped did not end well, or does not become healthy again; its user hears nothing afterwards; the others wait
 // for a node that is not the hub; a container was restarted by anybody but this test.
 // Is no failure: how long requests take meanwhile.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_come_and_go_while_people_talk() {
+pub(super) async fn nodes_come_and_go_while_people_talk() {
     let Some(federation) = Federation::prepare("disturbed").await else { return };
     let begun = Instant::now();
     federation.up().await;

@@ -24,8 +24,7 @@ const CONTROL_D: &str = "\u{4}";
 // new user, a look at peers, a node that is stopped and one that is cut off, each of which catches up.
 // Fails if: a command fails or does not end; a line typed in one chat does not appear in the other; what was said while a node was
 // away is not read afterwards.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_readme_says_of_separate_hosts_is_so() {
+pub(super) async fn what_it_says_of_separate_hosts_is_so() {
     let blocks = documents().into_iter().find(|(name, _)| name == "README.md").expect("it is there").1;
     let blocks: Vec<Block> = blocks.into_iter().filter(|block| matches!(block.kind, Kind::Compose | Kind::Chat)).collect();
     assert!(blocks.iter().filter(|block| block.kind == Kind::Chat).count() == 2 && blocks.len() >= 6, "{blocks:?}");

@@ -171,10 +171,11 @@ async fn peers_are_those_of_the_configuration_and_those_that_something_is_known_
     };
     assert_eq!(names().await, ["configured.test"]);
     let configured = interface.ok("GET", "/peers/configured.test", "").await;
-    assert_eq!(
-        (&configured["state"], &configured["since"], &configured["configured"]),
-        (&json!("untried"), &Value::Null, &json!(true))
-    );
+    assert_eq!((&configured["state"], &configured["since"]), (&json!("untried"), &Value::Null));
+    assert_eq!(configured["policy"]["configured"], true);
+    let unheard_of = interface.ok("GET", "/peers/unheard-of.test", "").await;
+    assert_eq!((&unheard_of["state"], &unheard_of["policy"]["configured"]), (&json!("untried"), &json!(false)));
+    assert_eq!(names().await, ["configured.test"], "asking makes nobody known");
 
     // Frames for a domain that nobody has dialled: no worker runs here.
     let bob = interface.node.device("bob@b.test").await;
