@@ -9,26 +9,19 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tls_codec::Size as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Service;
-use super::lanes_fate::{self, Fate, Over, SentFrames};
-use super::recipients::StoredRecipient;
-use super::removals::Rejected;
-use crate::base::count::Held;
-use crate::base::limits::{
-    FRAME_BYTES_MAX, LANE_BATCH_BYTES_MAX, LANE_BATCH_FRAMES_MAX, LANE_BATCH_RECIPIENTS_MAX, LANE_REQUEST_PATIENCE,
-    LANE_REQUESTS_AT_ONCE_MAX, LANES_PER_BATCH_MAX, PEER_REQUEST_TIMEOUT,
-};
+use super::lanes_fate::{self, Fate, Over};
+use super::lanes_request::{NoAnswer, Outgoing, Returned, Wanted, exchange};
+use crate::base::ids::Incarnation;
+use crate::base::limits::{LANE_BATCH_FRAMES_MAX, LANE_REQUEST_PATIENCE, LANE_REQUESTS_AT_ONCE_MAX, LANES_PER_BATCH_MAX};
 use crate::base::{Context as _, Domain, Fault, GroupUri, UnixMillis};
-use crate::federation::{PeerError, PeerStream, Sent, Why, backoff};
-use crate::storage::lanes::{Delivered, DropFrames, NoteRefused, WaitingFrame};
-use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerRequest, PeerResponse};
-use crate::wire::qs::{Delivery, QueueingServiceResponse};
-use crate::wire::{List, Rejection, decode, encode};
+use crate::federation::{PeerStream, Sent, Why, backoff};
+use crate::storage::lanes::{Delivered, DropFrames, NoteRefused};
+use crate::wire::peer::{LaneAnswer, LaneResult};
 
 /// The workers, one per remote domain that has or had frames waiting. They end with the node.
 #[derive(Default)]
@@ -107,89 +100,6 @@ impl Service {
     }
 }
 
-/// A batch on its way, and which leaf each recipient of each of its frames is.
-struct Outgoing {
-    group: GroupUri,
-    batch: LaneBatch,
-    leaves: Vec<Vec<u32>>,
-}
-
-/// A request that was answered, or not.
-struct Returned {
-    batches: Vec<Outgoing>,
-    outcome: Result<Vec<LaneAnswer>, NoAnswer>,
-    /// The stream, if it can be used again.
-    stream: Option<PeerStream>,
-}
-
-/// Why frames have no answer of their own.
-enum NoAnswer {
-    /// None came.
-    Failed(PeerError),
-    /// The request was refused as a whole.
-    Refused(Rejection),
-    /// What came does not fit the request.
-    Nonsense(&'static str),
-}
-
-impl Outgoing {
-    fn sent(&self, first_here: Option<u64>) -> SentFrames {
-        let first = self.batch.frames.first().map_or(0, |frame| frame.lane_sequence);
-        let has_reset = self.batch.frames.first().is_some_and(|frame| frame.delivery == Delivery::Reset);
-        SentFrames { first, count: self.batch.frames.len(), has_reset, first_here: first_here.unwrap_or(first) }
-    }
-
-    /// The leaves whose QS rejected the queue information that was sent (S14). An answer that is short of some says nothing
-    /// about them.
-    fn rejected(&self, answers: &List<FrameAnswer>) -> Vec<Rejected> {
-        let mut rejected = Vec::new();
-        for ((frame, leaves), answer) in self.batch.frames.iter().zip(&self.leaves).zip(answers) {
-            let answered = leaves.iter().zip(&frame.recipients).zip(&answer.responses);
-            let invalid = answered.filter(|(_, response)| **response == QueueingServiceResponse::InvalidClientQueueInformation);
-            rejected.extend(invalid.map(|((leaf_index, information), _)| Rejected {
-                group: self.group.clone(),
-                leaf_index: *leaf_index,
-                information: information.to_vec(),
-            }));
-        }
-        rejected
-    }
-}
-
-/// How much of one batch is used. The other side refuses a batch over any of these limits as a whole, and would again and again.
-#[derive(Default)]
-struct Budget {
-    frames: usize,
-    octets: usize,
-    recipients: usize,
-    spent: bool,
-}
-
-impl Budget {
-    /// Whether the batch has room for `frame`; if so it is counted. The first frame always has: alone it is within all limits.
-    fn takes(&mut self, frame: &LaneFrame) -> bool {
-        let octets = self.octets + frame.tls_serialized_len();
-        let recipients = self.recipients + frame.recipients.len();
-        let fits =
-            self.frames < LANE_BATCH_FRAMES_MAX && octets <= LANE_BATCH_BYTES_MAX && recipients <= LANE_BATCH_RECIPIENTS_MAX;
-        if !fits && self.frames > 0 {
-            self.spent = true;
-            return false;
-        }
-        (self.frames, self.octets, self.recipients) = (self.frames + 1, octets, recipients);
-        true
-    }
-
-    fn frames_left(&self) -> usize {
-        LANE_BATCH_FRAMES_MAX - self.frames
-    }
-
-    /// Whether a frame was turned away, or none more would be taken.
-    fn is_spent(&self) -> bool {
-        self.spent || self.frames_left() == 0 || self.octets > LANE_BATCH_BYTES_MAX
-    }
-}
-
 /// A write on its way to disk.
 type Pending = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + Sync>>;
 
@@ -227,8 +137,8 @@ struct Worker {
     requests: JoinSet<Returned>,
     /// When the last request went out.
     last_sent: Instant,
-    /// No lane that has frames is ready, as far as was looked.
-    nothing_ready: bool,
+    /// When it was seen that no lane with frames is ready, unless something has happened since.
+    nothing_ready: Option<Instant>,
     /// Streams that no request uses.
     streams: Vec<PeerStream>,
     /// The removal of the frames delivered last, on its way to disk, and which they are.
@@ -249,7 +159,7 @@ impl Worker {
             served_last: String::new(),
             requests: JoinSet::new(),
             last_sent: Instant::now(),
-            nothing_ready: false,
+            nothing_ready: None,
             streams: Vec::new(),
             dropping: None,
             failures: 0,
@@ -282,26 +192,32 @@ impl Worker {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
         }
-        let may_look = self.paused_until.is_none() && !self.nothing_ready && self.requests.len() < LANE_REQUESTS_AT_ONCE_MAX;
+        let may_look =
+            self.paused_until.is_none() && self.nothing_ready.is_none() && self.requests.len() < LANE_REQUESTS_AT_ONCE_MAX;
         let patient = !self.requests.is_empty() && self.last_sent.elapsed() < LANE_REQUEST_PATIENCE;
         if may_look && !patient {
             let errand = self.errand.clone();
             tokio::select! {
                 // A peer that cannot be tried: what its lanes hold is looked after all the same.
                 () = errand.woken.notified() => {
-                    self.nothing_ready = false;
+                    self.nothing_ready = None;
                     return Ok(());
                 }
                 returned = next_returned(&mut self.requests) => return self.settle(returned).await,
                 () = self.service.peers.wait_until_ready(&self.domain) => {}
             }
+            let looked_at = Instant::now();
             match self.next_batches().await? {
                 Some(batches) => self.send(batches),
-                None => self.nothing_ready = true,
+                None => self.nothing_ready = Some(looked_at),
             }
             return Ok(());
         }
-        let held = self.lanes.values().filter(|lane| !lane.on_its_way).filter_map(|lane| lane.held_until).min();
+        // One whose time had come when it was looked for has no frames any more.
+        let held = self.nothing_ready.and_then(|looked_at| {
+            let times = self.lanes.values().filter(|lane| !lane.on_its_way).filter_map(|lane| lane.held_until);
+            times.filter(|until| *until > looked_at).min()
+        });
         let looks_again = match (self.paused_until, may_look) {
             (Some(until), _) => Some(until),
             (None, true) => Some(self.last_sent + LANE_REQUEST_PATIENCE),
@@ -309,9 +225,9 @@ impl Worker {
         };
         let errand = self.errand.clone();
         tokio::select! {
-            () = errand.woken.notified() => self.nothing_ready = false,
+            () = errand.woken.notified() => self.nothing_ready = None,
             returned = next_returned(&mut self.requests) => self.settle(returned).await?,
-            () = sleep_until(looks_again) => self.nothing_ready = false,
+            () = sleep_until(looks_again) => self.nothing_ready = None,
         }
         Ok(())
     }
@@ -353,61 +269,15 @@ impl Worker {
 
     /// The first frames of each lane, bounded together.
     async fn batches(&self, groups: &[&String]) -> Result<Vec<Outgoing>, Fault> {
-        let mut batches = Vec::new();
-        let mut budget = Budget::default();
-        for (index, group_id) in groups.iter().enumerate() {
+        let wanted = groups.iter().map(|group_id| {
             let lane = self.lanes.get(*group_id);
-            // A fair share of what is left, so that a long lane leaves room for the others.
-            let share = budget.frames_left().div_ceil(groups.len() - index);
-            let share = lane.and_then(|lane| lane.frames_max).map_or(share, |most| most.min(share));
-            let from = lane.and_then(|lane| lane.delivered).map_or(1, |last| last + 1);
-            let waiting = self.service.storage.waiting_frames(&self.domain, group_id, from, share, LANE_BATCH_BYTES_MAX).await?;
-            let Some(first) = waiting.first() else { continue };
-            let incarnation = first.incarnation;
-            let group: GroupUri = group_id.parse().context("a waiting frame's group is not readable")?;
-            let (mut frames, mut leaves) = (Vec::new(), Vec::new());
-            for frame in waiting {
-                let (frame, recipients) = self.frame(&group, frame).await?;
-                if !budget.takes(&frame) {
-                    break;
-                }
-                frames.push(frame);
-                leaves.push(recipients);
-            }
-            if !frames.is_empty() {
-                let batch = LaneBatch { group_id: group_id.as_bytes().into(), incarnation, frames: frames.into() };
-                batches.push(Outgoing { group, batch, leaves });
-            }
-            if budget.is_spent() {
-                break;
-            }
-        }
-        Ok(batches)
-    }
-
-    /// The frame as it is sent, with the queue information that each recipient's leaf has now; and the leaves.
-    async fn frame(&self, uri: &GroupUri, waiting: WaitingFrame) -> Result<(LaneFrame, Vec<u32>), Fault> {
-        let recipients: List<StoredRecipient> =
-            decode(&waiting.recipients).context("a waiting frame's recipients are not readable")?;
-        let leaves = recipients.iter().map(|recipient| recipient.leaf_index).collect();
-        let slot = self.service.groups.slot(uri);
-        let mut group = slot.lock().await;
-        let state = group.state(&self.service.storage, uri).await?;
-        let recipients = recipients.into_iter().map(|recipient| {
-            let member = state.as_ref().and_then(|state| state.members.get(&recipient.leaf_index));
-            // The leaf may have been given to someone else since.
-            match member.filter(|member| member.joined_epoch <= waiting.epoch && member.queue.domain == self.domain) {
-                Some(member) => member.queue.information.as_slice().into(),
-                None => recipient.information,
+            Wanted {
+                group_id,
+                from: lane.and_then(|lane| lane.delivered).map_or(1, |last| last + 1),
+                frames_max: lane.and_then(|lane| lane.frames_max),
             }
         });
-        let frame = LaneFrame {
-            lane_sequence: waiting.lane_sequence,
-            epoch: waiting.epoch,
-            recipients: recipients.collect(),
-            delivery: decode(&waiting.delivery).context("a waiting frame's message is not readable")?,
-        };
-        Ok((frame, leaves))
+        self.service.outgoing(&self.domain, &wanted.collect::<Vec<_>>()).await
     }
 
     fn send(&mut self, batches: Vec<Outgoing>) {
@@ -420,7 +290,7 @@ impl Worker {
 
     /// Follows the answer to a request.
     async fn settle(&mut self, returned: Result<Returned, Fault>) -> Result<(), Fault> {
-        self.nothing_ready = false;
+        self.nothing_ready = None;
         let Returned { batches, outcome, stream } = match returned {
             Ok(returned) => returned,
             Err(fault) => {
@@ -609,7 +479,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn end(&mut self, group: &GroupUri, incarnation: crate::base::ids::Incarnation, over: Over) -> Result<(), Fault> {
+    async fn end(&mut self, group: &GroupUri, incarnation: Incarnation, over: Over) -> Result<(), Fault> {
         // What was delivered is not lost.
         self.finish_dropping().await?;
         self.service.end_incarnation(&self.domain, group, incarnation, over).await?;
@@ -658,84 +528,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Sends batches and reads their answers, on `stream` if there is one.
-async fn exchange(service: Arc<Service>, domain: Domain, stream: Option<PeerStream>, batches: Vec<Outgoing>) -> Returned {
-    let deadline = Instant::now() + PEER_REQUEST_TIMEOUT;
-    let traffic = service.peers.traffic().of(&domain);
-    let exchanged = async {
-        let mut stream = match stream {
-            Some(stream) => stream,
-            None => service.peers.open_stream(&domain, deadline).await?,
-        };
-        let request = encode(&PeerRequest::Lanes(batches.iter().map(|outgoing| outgoing.batch.clone()).collect()));
-        let frames = batches.iter().map(|outgoing| outgoing.batch.frames.len() as u64).sum();
-        traffic.frames_sent.add(frames);
-        let _in_flight = Held::new(traffic.frames_in_flight.clone(), frames);
-        stream.sender.write(&request, deadline).await?;
-        let answer = stream.receiver.read(FRAME_BYTES_MAX, deadline).await?;
-        Ok((answer, stream))
-    };
-    let (answer, stream) = match exchanged.await {
-        Ok(exchanged) => exchanged,
-        Err(error) => return Returned { batches, outcome: Err(NoAnswer::Failed(error)), stream: None },
-    };
-    let outcome = match decode(&answer) {
-        Ok(PeerResponse::Lanes(answers)) => {
-            let fitting = fitting(answers.into_vec(), &batches);
-            fitting.iter().flatten().for_each(|answer| {
-                if let LaneResult::Accepted(frames) = &answer.result {
-                    traffic.frames_delivered.add(frames.len() as u64);
-                }
-            });
-            fitting
-        }
-        Ok(PeerResponse::Error(rejection)) => Err(NoAnswer::Refused(rejection)),
-        Ok(_) | Err(_) => Err(NoAnswer::Nonsense("the answer is not one for lanes")),
-    };
-    let stream = Some(stream).filter(|_| !matches!(outcome, Err(NoAnswer::Nonsense(_))));
-    Returned { batches, outcome, stream }
-}
-
-/// The answers, if they are for these batches.
-fn fitting(answers: Vec<LaneAnswer>, batches: &[Outgoing]) -> Result<Vec<LaneAnswer>, NoAnswer> {
-    let fits = answers.len() == batches.len()
-        && answers
-            .iter()
-            .zip(batches)
-            .all(|(answer, Outgoing { batch, .. })| answer.group_id == batch.group_id && answer.incarnation == batch.incarnation);
-    if fits { Ok(answers) } else { Err(NoAnswer::Nonsense("the answer is not for the frames that were sent")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::limits::GROUP_LEAVES_MAX;
-    use crate::wire::qs::Delivery;
-
-    fn frame(recipients: usize, octets: usize) -> LaneFrame {
-        LaneFrame {
-            lane_sequence: 1,
-            epoch: 1,
-            recipients: vec![vec![0; octets].into(); recipients].into(),
-            delivery: Delivery::MessagesLost,
-        }
-    }
-
-    /// How many such frames one batch takes.
-    fn taken(frame: &LaneFrame) -> usize {
-        let mut budget = Budget::default();
-        (0..=LANE_BATCH_FRAMES_MAX).take_while(|_| budget.takes(frame)).count()
-    }
-
-    #[test]
-    fn a_batch_stays_within_every_limit_of_the_receiver_and_is_never_empty() {
-        assert_eq!(taken(&frame(1, 80)), LANE_BATCH_FRAMES_MAX);
-        assert_eq!(taken(&frame(100, 80)), LANE_BATCH_RECIPIENTS_MAX / 100, "a backlog of a large group");
-        assert_eq!(taken(&frame(10, 60_000)), LANE_BATCH_BYTES_MAX / frame(10, 60_000).tls_serialized_len());
-        assert_eq!(taken(&frame(10, LANE_BATCH_BYTES_MAX)), 1, "one at least, however large");
-        const { assert!(GROUP_LEAVES_MAX <= LANE_BATCH_RECIPIENTS_MAX, "the largest group's frame fits alone") };
     }
 }

@@ -16,7 +16,7 @@
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`counts`] | what all of them have done since the start |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
-//! | `lanes_fate`, `lanes_end` | what becomes of frames that are not taken, and of lanes that begin anew (X8) |
+//! | `lanes_request`, `lanes_fate`, `lanes_end` | one request with frames, what becomes of frames that are not taken, and of lanes that begin anew (X8) |
 
 pub mod accounts;
 pub mod counts;
@@ -30,6 +30,7 @@ mod lanes_end;
 mod lanes_fate;
 pub mod lanes_in;
 pub mod lanes_out;
+mod lanes_request;
 pub mod peer_policy;
 pub mod peer_rates;
 pub mod ports;

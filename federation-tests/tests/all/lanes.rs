@@ -432,7 +432,7 @@ async fn a_hub_killed_while_a_lane_begins_anew_does_it_once() -> Result<(), Faul
 }
 
 /// How many messages wait for a domain that is down. The bench does it with ten thousand.
-const MANY: usize = 2_000;
+const MANY: usize = 1_000;
 
 // Shows: what was accepted for a domain while it was down arrives there in order, nothing twice and nothing lost, once it is back.
 // Fails if: any message is missing, doubled or out of order.
@@ -450,7 +450,10 @@ async fn what_waited_for_a_domain_arrives_in_order() -> Result<(), Fault> {
     }
     gathering.up(1).await?;
     gathering.node(0).service().peers().wake(&b());
-    bob.reads(&format!("{}", MANY - 1)).await?;
+    // Each hundred has its time: a slow machine needs more for all of them than for what has to happen by itself.
+    for number in (99..MANY).step_by(100) {
+        bob.reads(&format!("{number}")).await?;
+    }
     let texts = bob.events().into_iter().filter_map(|event| match event {
         Event::Message { text, .. } => Some(text),
         _ => None,
