@@ -67,7 +67,7 @@ struct State {
     last_used: Instant,
     /// Whether it was reached, or has reached us, since it is remembered.
     is_known: bool,
-    /// Counts flushes: what was dialled before the last one serves those who waited for it, and nobody after them.
+    /// Counts flushes: what was being dialled at the last one serves those who wait until it is there, and nobody after them.
     flushes: u64,
 }
 

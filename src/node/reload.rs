@@ -485,6 +485,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_different_for_a_peer_since_the_start_outlives_a_reload() {
+        let files = Files::new();
+        let reloader = Reloader::load(&files.config).expect("loaded");
+        let peer: Domain = "b.test".parse().expect("a domain");
+        let said = BTreeMap::from([(peer, PeerTrust { pins: vec![crate::transport::Pin([7; 32])], wildcard: true })]);
+        reloader.tls().set_peer_trust(said.clone());
+        let second = TlsCa::create("Second CA", UnixMillis::now()).expect("a CA");
+        let both = format!("{}{}", files.ca.certificate_pem(), second.certificate_pem());
+        replace_public(&files.path("authorities.pem"), &both).expect("written");
+        reloader.reload().expect("taken up");
+        let trust = reloader.tls().trust();
+        assert_eq!((trust.authorities(), trust.peers().as_ref()), (2, &said));
+    }
+
+    #[test]
     fn bad_trust_keeps_the_old_one_and_stops_no_renewal() {
         let files = Files::new();
         let reloader = Reloader::load(&files.config).expect("loaded");

@@ -207,6 +207,26 @@ async fn what_is_on_the_deny_list_gets_no_packet_unless_exempted() {
     let error = pool.request(&domain("c.test"), b"x", 9, soon()).await.expect_err("nobody answers");
     assert_eq!(error.why, Why::Unreachable, "{error}");
     assert!(socket.recv(&mut [0; 2_048]).is_ok(), "the control");
+    // Exempted while the node runs.
+    say(&pool, &domain("b.test"), PeerOverride { exempt: Some(Network::LOOPBACK.to_vec()), ..PeerOverride::default() });
+    pool.wake(&domain("b.test"));
+    let error = pool.request(&domain("b.test"), b"x", 9, soon()).await.expect_err("nobody answers");
+    assert_eq!(error.why, Why::Unreachable, "{error}");
+}
+
+#[tokio::test]
+async fn pins_that_are_set_while_the_node_runs_hold_for_what_is_up_and_what_comes() {
+    let ca = Ca::new("ca");
+    let node = Node::start(&ca.node("b.test"), "1");
+    let (pool, peer) = (pool_at(&ca.node("a.test"), "1", vec![node.address()]), domain("b.test"));
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()));
+    say(&pool, &peer, PeerOverride { pins: Some(vec![Pin([9; 32])]), ..PeerOverride::default() });
+    assert!(!pool.is_up(&peer), "its certificate is not the pinned one");
+    assert_eq!(ask(&pool, b"x").await.expect_err("nor is it at the next try").why, Why::Certificate);
+    say(&pool, &peer, PeerOverride::default());
+    pool.wake(&peer);
+    assert_eq!(ask(&pool, b"x").await, Ok(b"x".to_vec()));
+    node.stop().await;
 }
 
 #[tokio::test]
