@@ -4,4 +4,5 @@ pub mod client;
 pub mod node;
 
 mod certs;
+mod roots;
 mod users;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::certs::{self, CertsCommand};
+use super::roots::{self, RootsCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
@@ -40,6 +41,9 @@ enum Command {
     /// Invite and list users.
     #[command(subcommand)]
     Users(UsersCommand),
+    /// AS roots: the domain's own, and those of other domains that wait for approval.
+    #[command(subcommand)]
+    Roots(RootsCommand),
 }
 
 #[derive(clap::Args)]
@@ -79,6 +83,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve { config } => serve(&config),
         Command::Certs(command) => certs::run(command),
         Command::Users(command) => on_runtime(users::run(command)),
+        Command::Roots(command) => on_runtime(roots::run(command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -211,7 +211,7 @@ impl Core {
         for (_, leaf) in mls.treesync().full_leaves().filter(|(index, _)| *index != own) {
             let claim = LeafClaim::of_leaf(leaf).map_err(ClientError::Untrusted)?;
             let domain = claim.domain().map_err(ClientError::Untrusted)?;
-            let Some(roots) = self.roots(&domain) else { return Ok(Err(domain)) };
+            let Some(roots) = self.roots_for(&domain, &claim.chain, now) else { return Ok(Err(domain)) };
             others.push(claim.check_existing(&roots, now).map_err(ClientError::Untrusted)?);
         }
         Ok(Ok(others))

@@ -19,7 +19,7 @@ use crate::service::Service;
 use crate::service::ports::{ClientPort, OwnHello, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, Resolver, accept, discovery, endpoint};
+use crate::transport::{CloseCode, NodeTls, Resolver, accept, discovery, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -38,7 +38,7 @@ impl Node {
         let tls = reloader.tls();
         let storage = Storage::open(&config.data).await?;
         let settings = init::load(&storage, &config.domain, &config.data).await?;
-        let as_roots = [settings.keys.as_root.certificate().to_vec()];
+        let as_roots = settings.keys.as_roots.certificates();
 
         let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
         let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
@@ -58,6 +58,7 @@ impl Node {
         tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
+        tasks.spawn(follow_own_roots(service.clone(), client.clone(), reloader.tls().clone(), stopping.clone()));
         tasks.spawn(reload::run(reloader.clone(), stopping));
         let node = Self { service, federation, client, tls: reloader, shutdown, tasks };
         tracing::info!(
@@ -112,6 +113,21 @@ impl Node {
         self.service.storage().close().await;
         tracing::info!(domain = %self.service.domain(), "stopped");
         if in_time { Ok(()) } else { Err(Fault::new("some work did not end in time and was cut off")) }
+    }
+}
+
+/// Has the client port accept clients of whatever AS roots the domain has now (X2). Connections that are there stay.
+async fn follow_own_roots(service: Arc<Service>, client: Endpoint, tls: NodeTls, mut stopping: watch::Receiver<bool>) {
+    let mut changed = service.own_roots_changed();
+    loop {
+        tokio::select! {
+            news = changed.changed() => if news.is_err() { return },
+            _ = stopping.wait_for(|stop| *stop) => return,
+        }
+        match tls.client_server(&service.own_roots().certificates()) {
+            Ok(config) => client.set_server_config(Some(config)),
+            Err(fault) => tracing::error!("the client port goes on with the AS roots from before: {fault}"),
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
+//! | [`roots`] | AS roots that come and go, ours and others' (X2) |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 
 pub mod accounts;
@@ -26,6 +27,7 @@ pub mod queueing;
 pub mod rates;
 pub mod recipients;
 pub mod removals;
+pub mod roots;
 pub mod route;
 pub mod wakeups;
 
@@ -42,7 +44,6 @@ use crate::base::crypto::SigningKey;
 use crate::base::limits::{ANSWERS_KEPT, Limits, REQUEST_TIME_WINDOW};
 use crate::base::{Domain, Fault, UnixMillis};
 use crate::federation::PeerPool;
-use crate::identity::AsRoot;
 use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
@@ -54,6 +55,7 @@ use keys::Claims;
 use lanes_out::LaneWorkers;
 use rates::RequestRates;
 use recipients::OpenedInformations;
+use roots::OwnRoots;
 use removals::Rejections;
 use wakeups::QueueWaiters;
 
@@ -78,8 +80,8 @@ pub struct Service {
 
 /// The private keys of a domain.
 pub struct NodeKeys {
-    /// The Authentication Service's root.
-    pub as_root: AsRoot,
+    /// The Authentication Service's roots.
+    pub as_roots: OwnRoots,
     /// The Delivery Service's key: external sender and receipts.
     pub ds: SigningKey,
     /// The Delivery Service's certificate chain (DER).

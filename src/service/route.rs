@@ -72,7 +72,7 @@ impl Service {
         }
         let (request, destination) = read(frame)?;
         if destination != self.domain {
-            return Err(ErrorCode::NotAuthorized.into());
+            return Err(ErrorCode::SecondHop.into());
         }
         match &request.content.service {
             Body::Ds(message) => self.ds_request(&request, message, peer).await,

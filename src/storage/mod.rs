@@ -14,6 +14,7 @@ mod invites;
 pub mod key_packages;
 pub mod lanes;
 pub mod queues;
+pub mod roots;
 pub mod settings;
 pub mod status;
 mod writer;
@@ -131,6 +132,7 @@ fn migrator() -> Migrator {
         (1, "initial", include_str!("migrations/sqlite/0001_initial.sql")),
         (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
+        (6, "as_roots", include_str!("migrations/sqlite/0006_as_roots.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)

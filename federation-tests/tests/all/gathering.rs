@@ -70,6 +70,20 @@ impl Gathering {
         Ok(group)
     }
 
+    /// A domain's node.
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// Starts a domain's node anew, as its configuration has it by now.
+    pub(crate) async fn restart(&mut self, index: usize, change: impl AsyncFnOnce(&World) -> Result<(), Fault>) -> Result<(), Fault> {
+        let node = self.nodes.remove(index);
+        node.stop().await?;
+        change(&self.world).await?;
+        self.nodes.insert(index, self.world.start(index).await?);
+        Ok(())
+    }
+
     pub(crate) async fn stop(self) -> Result<(), Fault> {
         for node in self.nodes {
             node.stop().await?;

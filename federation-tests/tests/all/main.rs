@@ -18,4 +18,5 @@ mod process;
 mod racing;
 mod recovery;
 mod refusals;
+mod rollover;
 mod secrecy;

@@ -14,4 +14,5 @@ mod messages;
 mod proposals;
 mod queues;
 mod removals;
+mod roots;
 mod state;
