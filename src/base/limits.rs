@@ -48,7 +48,7 @@ pub const AS_ROOT_STATEMENTS_MAX: usize = 16;
 pub const AS_ROOTS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// How soon after the last time, when a chain leads to no known root.
-pub const AS_ROOTS_RETRY: Duration = Duration::from_secs(10);
+pub const AS_ROOTS_RETRY: Duration = Duration::from_secs(5);
 
 /// How long a client that asks about a pinned domain waits for that domain to be asked anew.
 pub const AS_ROOTS_WAIT: Duration = Duration::from_secs(3);

@@ -1,7 +1,7 @@
 //! [`Core`]: everything a client knows, in memory and on disk. All of its work is synchronous and ends with one state write;
 //! what goes over the network happens between two such pieces of work.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use openmls::group::{GroupId, MlsGroup};
@@ -37,8 +37,8 @@ pub(super) struct Core {
     pub(super) leaf: Arc<Leaf>,
     pub(super) me: ClientUri,
     roots: HashMap<Domain, Arc<AsRoots>>,
-    /// Domains that are to be asked anew: something led to none of their roots.
-    pub(super) doubted: HashSet<Domain>,
+    /// Domains that are to be asked anew: something that came at this time led to none of their roots.
+    pub(super) doubted: HashMap<Domain, UnixMillis>,
     history: History,
     log: Option<EventLog>,
     /// Event log lines and history lines that the next state write makes true.
@@ -85,7 +85,7 @@ impl Core {
             leaf,
             me,
             roots: HashMap::new(),
-            doubted: HashSet::new(),
+            doubted: HashMap::new(),
             history,
             log,
             new_log_lines: Vec::new(),
@@ -218,11 +218,11 @@ impl Core {
     pub(super) fn pin(&mut self, domain: &Domain, info: &DomainInfo) -> Result<()> {
         let now = self.now();
         let pinned = pin(&mut self.state, domain, info, now);
-        // Whatever came of it: it was asked.
-        self.doubted.remove(domain);
+        // Whatever came of it: it was asked, and after what led there, wrong as the clock may be.
+        let asked = self.doubted.remove(domain).map_or(now, |doubted| doubted.max(now));
         self.roots.remove(domain);
         if let Some(roots) = self.roots(domain) {
-            self.roots.insert(domain.clone(), Arc::new(AsRoots::clone(&roots).asked_at(UnixMillis::now())));
+            self.roots.insert(domain.clone(), Arc::new(AsRoots::clone(&roots).asked_at(asked)));
         }
         pinned
     }

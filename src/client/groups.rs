@@ -331,9 +331,10 @@ impl Client {
         let Reply::KeyPackages(packages) = reply else {
             return Err(ClientError::Untrusted(format!("{domain} answered a claim with something else")));
         };
+        let now = self.shared.now();
         loop {
             let (user, packages) = (user.clone(), packages.clone());
-            if let Some(checked) = self.transact(move |core| core.check_claimed(&user, packages)).await? {
+            if let Some(checked) = self.transact(move |core| core.check_claimed(&user, packages, now)).await? {
                 return Ok(checked);
             }
             // One is by a root that is not known: the domain is asked again, and then it is decided.

@@ -395,7 +395,7 @@ impl Client {
     pub async fn domain_info(&self, domain: &Domain, deadline: Instant) -> Result<DomainInfo> {
         let known = {
             let domain = domain.clone();
-            self.transact(move |core| Ok(core.domain_info(&domain).filter(|_| !core.doubted.contains(&domain)))).await?
+            self.transact(move |core| Ok(core.domain_info(&domain).filter(|_| !core.doubted.contains_key(&domain)))).await?
         };
         match known {
             Some(known) => Ok(known),

@@ -91,21 +91,26 @@ pub(super) fn is_due(certificate: &[u8], roots: &AsRoots, now: UnixMillis) -> bo
 }
 
 impl Core {
-    /// The roots to check `chain` against, at the time `at`. `None`: `domain` has to be asked first, because it was not seen yet, or
-    /// because none of its roots vouches for the chain and it was not asked just now.
+    /// The roots to check `chain` against, which came here at the time `at`. `None`: `domain` has to be asked first, because it was not
+    /// seen yet, or because none of its roots vouches for the chain and it was not asked since.
     pub(super) fn roots_for(&mut self, domain: &Domain, chain: &[Vec<u8>], at: UnixMillis) -> Option<Arc<AsRoots>> {
         let roots = self.roots(domain)?;
-        if roots.may_be_outdated(UnixMillis::now()) && roots.vouched_for_none_of(chain, at) {
-            self.doubted.insert(domain.clone());
+        if roots.were_asked_before(at) && roots.vouched_for_none_of(chain, at) {
+            let doubted = self.doubted.entry(domain.clone()).or_default();
+            *doubted = at.max(*doubted);
             return None;
         }
         Some(roots)
     }
 
-    /// KeyPackages of `user` as they were claimed, each proven to be that client's (R7, R8). `None`: the user's domain is to be asked
+    /// KeyPackages of `user` as they were claimed at the time `now`, each proven to be that client's (R7, R8). `None`: the user's domain is to be asked
     /// first.
-    pub(super) fn check_claimed(&mut self, user: &UserUri, packages: List<ClaimedKeyPackage>) -> Result<Option<Vec<KeyPackage>>> {
-        let now = self.now();
+    pub(super) fn check_claimed(
+        &mut self,
+        user: &UserUri,
+        packages: List<ClaimedKeyPackage>,
+        now: UnixMillis,
+    ) -> Result<Option<Vec<KeyPackage>>> {
         let mut checked = Vec::new();
         for claimed in packages {
             let not_trusted = |why: String| ClientError::Untrusted(format!("a KeyPackage of {user}: {why}"));

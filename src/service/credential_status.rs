@@ -107,6 +107,7 @@ impl Service {
         let is_signed = is_signed() || self.refresh_roots(domain).await && is_signed();
         // DS-202 (X1): it is signed with the key of one of the domain's AS roots.
         if on("DS-202") && !is_signed {
+            self.directory.want_roots(domain);
             return Err(ErrorCode::BadSignature.into());
         }
         let now = UnixMillis::now();

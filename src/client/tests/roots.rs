@@ -95,7 +95,7 @@ fn a_member_under_a_root_that_is_new_is_asked_about_once() {
     let mut alice = alice.crash();
     alice.deliver(&group, 2, &update.commit, Some(a.receipt(&group, 2, &update.commit)));
     assert!(matches!(alice.core.take_backlog(&group, None), Ok(Some(Need::Domain(domain))) if domain == c.domain));
-    assert!(alice.core.doubted.contains(&c.domain));
+    assert!(alice.core.doubted.contains_key(&c.domain));
     alice.core.pin(&c.domain, &both).expect("signed");
     assert!(matches!(alice.core.take_backlog(&group, None), Ok(None)));
     assert_eq!(alice.core.groups[&group].epoch().as_u64(), 2);
