@@ -2,8 +2,10 @@
 //! set, with the defaults; the constants behind it are fixed.
 
 mod configurable;
+mod peers;
 
 pub use configurable::Limits;
+pub use peers::{PeerLimits, PeerLimitsOverride};
 
 use std::time::Duration;
 
@@ -203,6 +205,37 @@ pub const LANES_PER_BATCH_MAX: usize = 64;
 /// The frames of a lane whose answers the receiver keeps, so that a repeat is answered as before. At least one batch.
 pub const LANE_ANSWERS_KEPT: u64 = 1_024;
 
+/// The requests with frames that are on their way to one peer at once; a lane is in at most one of them.
+pub const LANE_REQUESTS_AT_ONCE_MAX: usize = 4;
+
+/// While a request with frames is not answered for so long, the next one, with frames of other lanes, goes out beside it. Sooner
+/// would make many small requests of few large ones.
+pub const LANE_REQUEST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// A peer that asks for a longer wait before its lanes are tried again is asked again all the same after this long.
+pub const LANE_RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// How often the bounds of lanes are looked at. A lane can be over them for so long.
+pub const LANE_BOUNDS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A lane that is over a bound loses this part of what it may hold besides what is over, so that it does not end again at once.
+pub const LANE_SLACK_DIVISOR: u64 = 16;
+
+/// How many dead frames of a lane are swept away in one transaction.
+pub const LANE_SWEEP_AT_ONCE_MAX: u64 = 500;
+
+/// How many different sets of recipients of lost frames are looked at, to tell those who are no members any more.
+pub const LANE_LOST_RECIPIENTS_MAX: usize = 64;
+
+/// How many frames' sizes are read at once when a lane is over a bound.
+pub const LANE_SIZES_AT_ONCE_MAX: usize = 4_096;
+
+/// The dead letters that are kept of one domain: the newest.
+pub const DEAD_LETTERS_PER_DOMAIN_MAX: u64 = 1_000;
+
+/// And for how long.
+pub const DEAD_LETTERS_KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
 // --- Requests and their stored answers ---
 
 /// One client request on the node, proxying included.
@@ -279,6 +312,22 @@ pub const BACKOFF_JITTER_PERCENT: u32 = 20;
 /// Peer connections: contact from a peer cuts our back-off short at most this often. Without it two nodes that refuse each
 /// other's `hello` would call each other in a loop.
 pub const INBOUND_PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Dial sequences at once to peers that were reached before, or have reached us; as many more to others. More of either wait their
+/// turn, so that domains that somebody made up keep nobody from those that are there.
+pub const DIALS_AT_ONCE_MAX: usize = 128;
+
+/// How long a peer that went on although it was told to wait is refused: no stream of its is answered and no connection taken.
+pub const PEER_REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// What a peer with too many streams at once is told to wait.
+pub const PEER_STREAMS_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The most peers that an operator can have said something of at run time.
+pub const PEER_OVERRIDES_MAX: usize = 65_536;
+
+/// A connection that is replaced after a flush is closed when its last request is answered, or after this long.
+pub const REPLACED_CONNECTION_KEPT: Duration = CLIENT_REQUEST_TIMEOUT;
 
 /// The peers remembered at once; one that is neither connected nor waited for is forgotten first.
 pub const PEERS_MAX: usize = 4_096;
@@ -402,6 +451,42 @@ pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+// --- The admin interface ---
+
+/// The admin interface: connections at once on the socket, and as many on TCP. More wait their turn.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+
+/// The admin interface: how long a request's head, and then its body, may take to arrive.
+pub const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The admin interface: how long one connection, which carries one request, may last. Longer than anything that is asked there
+/// takes, a look at another domain included.
+pub const ADMIN_CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// The admin interface: the largest head of a request, in octets.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// The admin interface: the most header fields of a request.
+pub const ADMIN_HEADERS_MAX: usize = 32;
+
+/// The admin interface: the largest body of a request, in octets.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// The admin interface: the most rows of an answer, lanes and dead letters above all.
+pub const ADMIN_ROWS_MAX: usize = 10_000;
+
+/// The largest answer that an operator's command takes from the admin interface, in octets.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The peers that have metrics of their own; the others are summed up.
+pub const METRICS_PEERS_MAX: usize = 256;
+
+/// How long a write that only shows whether the disk can be written may take.
+pub const TRY_WRITING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often what all queues hold is counted anew for metrics: it costs a look at each queue.
+pub const QUEUE_TOTALS_INTERVAL: Duration = Duration::from_secs(60);
 
 // --- Stopping ---
 

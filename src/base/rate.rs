@@ -23,9 +23,20 @@ impl Rate {
         Self { count, per: Duration::from_secs(1), burst: count.saturating_mul(10) }
     }
 
+    /// `count` a minute, all of them at once if need be.
+    pub fn per_minute(count: u32) -> Self {
+        Self { count, per: Duration::from_secs(60), burst: count }
+    }
+
     /// `count` an hour, all of them at once if need be.
     pub fn per_hour(count: u32) -> Self {
         Self { count, per: Duration::from_secs(60 * 60), burst: count }
+    }
+
+    /// What one token takes to come back, in nanoseconds; at least 1.
+    fn token_nanos(self) -> u64 {
+        let per = u64::try_from(self.per.as_nanos()).unwrap_or(u64::MAX);
+        (per / u64::from(self.count.max(1))).max(1)
     }
 }
 
@@ -35,12 +46,10 @@ impl Rate {
 /// At most `keys_max` buckets are kept. When another one is needed, the one that is nearest to full goes: that forgives the least.
 #[derive(Debug)]
 pub struct RateLimiter<K> {
-    /// What one token takes to come back, in microseconds; at least 1.
-    token_micros: u64,
-    /// What an empty bucket takes to be full, in microseconds.
-    burst_micros: u64,
+    /// Of every key that is not given another one.
+    rate: Rate,
     keys_max: usize,
-    /// When each bucket is full, in microseconds since 1970.
+    /// When each bucket is full, in nanoseconds since 1970.
     full_at: HashMap<K, u64>,
     by_time: BTreeSet<(u64, K)>,
 }
@@ -48,30 +57,31 @@ pub struct RateLimiter<K> {
 impl<K: Clone + Eq + Hash + Ord> RateLimiter<K> {
     /// Full buckets for everyone. `keys_max`: how many that are not full are remembered, at least one.
     pub fn new(rate: Rate, keys_max: usize) -> Self {
-        let per = u64::try_from(rate.per.as_micros()).unwrap_or(u64::MAX);
-        let token_micros = (per / u64::from(rate.count.max(1))).max(1);
-        Self {
-            token_micros,
-            burst_micros: token_micros.saturating_mul(u64::from(rate.burst.max(1))),
-            keys_max: keys_max.max(1),
-            full_at: HashMap::new(),
-            by_time: BTreeSet::new(),
-        }
+        Self { rate, keys_max: keys_max.max(1), full_at: HashMap::new(), by_time: BTreeSet::new() }
     }
 
     /// Takes a token of `key`. `Err`: there is none, and will be one after this long; nothing changes.
     pub fn take(&mut self, key: &K, now: UnixMillis) -> Result<(), Duration> {
-        let now = now.0.saturating_mul(1_000);
+        self.take_at(key, self.rate, 1, now)
+    }
+
+    /// As [`RateLimiter::take`], of a key with a rate of its own, and `count` tokens at once; as many as the bucket holds where that
+    /// is fewer, so that nothing has to wait for ever.
+    pub fn take_at(&mut self, key: &K, rate: Rate, count: u32, now: UnixMillis) -> Result<(), Duration> {
+        let now = now.0.saturating_mul(1_000_000);
         self.forget_full(now);
-        let latest = now.saturating_add(self.burst_micros);
+        let token_nanos = rate.token_nanos();
+        let burst_nanos = token_nanos.saturating_mul(u64::from(rate.burst.max(1)));
+        let latest = now.saturating_add(burst_nanos);
         let stored = self.full_at.get(key).copied().unwrap_or(now);
         if stored > latest {
             // The clock was set back: an empty bucket is the most that it costs.
             self.put(key, latest);
         }
-        let after = stored.clamp(now, latest).saturating_add(self.token_micros);
+        let cost = token_nanos.saturating_mul(u64::from(count)).min(burst_nanos);
+        let after = stored.clamp(now, latest).saturating_add(cost);
         if after > latest {
-            return Err(Duration::from_micros(after - latest));
+            return Err(Duration::from_nanos(after - latest));
         }
         self.put(key, after);
         while self.full_at.len() > self.keys_max {
@@ -79,6 +89,13 @@ impl<K: Clone + Eq + Hash + Ord> RateLimiter<K> {
             self.full_at.remove(&key);
         }
         Ok(())
+    }
+
+    /// Fills the bucket of a key, as when its rate has changed.
+    pub fn forget(&mut self, key: &K) {
+        if let Some(full_at) = self.full_at.remove(key) {
+            self.by_time.remove(&(full_at, key.clone()));
+        }
     }
 
     fn put(&mut self, key: &K, full_at: u64) {
@@ -147,6 +164,20 @@ mod tests {
     fn an_hourly_rate_may_be_used_at_once() {
         let mut limiter = RateLimiter::new(Rate::per_hour(60), 10);
         assert_eq!(drain(&mut limiter, 1, START), (60, Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_key_may_have_a_rate_of_its_own_and_take_many_at_once() {
+        let mut limiter = limiter(10);
+        let own = Rate::per_second(1_000_000);
+        assert_eq!(limiter.take_at(&1, own, 9_000_000, START), Ok(()));
+        assert_eq!(limiter.take_at(&1, own, 2_000_000, START), Err(Duration::from_secs(1)));
+        assert_eq!(limiter.take_at(&1, own, 1_000_000, START), Ok(()), "what was refused cost nothing");
+        assert_eq!(drain(&mut limiter, 2, START).0, 50, "the others have the common one");
+        assert_eq!(limiter.take_at(&3, own, u32::MAX, START), Ok(()), "more than a bucket holds costs a whole one");
+        assert!(limiter.take_at(&3, own, 1, START).is_err());
+        limiter.forget(&3);
+        assert_eq!((limiter.take_at(&3, own, 1, START), limiter.len()), (Ok(()), 3));
     }
 
     #[test]

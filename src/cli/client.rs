@@ -89,6 +89,13 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Give a group a name, which only this client knows
+    Name {
+        /// The group's URI, its name so far, or the beginning of its id
+        group: String,
+        /// The new name
+        name: String,
+    },
     /// Add all clients of users to a group
     Add {
         /// The group's URI, its local name, or the beginning of its id
@@ -271,13 +278,17 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
     if let Some(detail) = rejection.as_unreachable() {
         return Some(match detail.why {
             UnreachableReason::NoSuchDomain => "there is no such domain",
-            UnreachableReason::DoesNotFederate => "that domain does not federate",
+            UnreachableReason::DoesNotFederate => "that domain publishes no node to federate with",
             UnreachableReason::DnsFailure => "that domain could not be looked up in DNS",
             UnreachableReason::Refused => "no node of that domain can be connected to",
             UnreachableReason::TimedOut => "the node of that domain did not answer in time",
             UnreachableReason::Certificate => "one of the two nodes does not accept the other's certificate",
             UnreachableReason::Denied => "that domain and ours are not to talk to each other",
             UnreachableReason::BackingOff => "the node of that domain could not be reached a moment ago",
+            UnreachableReason::Held => "our node's operator has it send nothing to that domain for now",
+            UnreachableReason::ForbiddenAddress => "that domain is at an address that our node does not connect to",
+            UnreachableReason::RefusesFederation => "that domain says that it does not federate",
+            UnreachableReason::OverLimits => "our node has asked too much of that domain and is refused for a while",
         });
     }
     Some(match rejection.code {
@@ -470,6 +481,11 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
             let group = client.create_group(name.as_deref()).await?;
             say(json, &json!({ "group": group.to_string(), "name": name }), || group.to_string())
         }
+        Command::Name { group, name } => {
+            let group = find_group(client, json, &group).await?;
+            client.name_group(&group, Some(&name)).await?;
+            say(json, &json!({ "group": group.to_string(), "name": name }), || format!("{group} is called {name:?} here"))
+        }
         Command::Add { group, users } => {
             let group = find_group(client, json, &group).await?;
             let epoch = client.add_users(&group, &parse_users(&users)?).await?;
@@ -584,7 +600,7 @@ mod tests {
         let said = |rejection: Rejection| Failure::from(ClientError::Refused(rejection)).0;
         assert!(said(ErrorCode::InvalidToken.into()).ends_with("(invalid_token)"));
         let detail = Rejection::unreachable(UnreachableReason::DoesNotFederate, crate::wire::error::Sent::NotSent);
-        assert_eq!(said(detail), "refused: that domain does not federate (unreachable_domain)");
+        assert_eq!(said(detail), "refused: that domain publishes no node to federate with (unreachable_domain)");
         assert_eq!(said(ErrorCode::InvalidCommit.into()), "refused: invalid_commit");
     }
 

@@ -3,6 +3,10 @@
 pub mod client;
 pub mod node;
 
+mod admin;
 mod certs;
+mod lanes;
+mod peers;
 mod roots;
+mod table;
 mod users;

@@ -1,4 +1,4 @@
-//! `mimi-node`: set up, serve, certificates, users.
+//! `mimi-node`: set up, serve, certificates, users; and what a running node is asked: peers, health.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::certs::{self, CertsCommand};
+use super::lanes::{self, LanesArguments};
+use super::peers::{self, HealthArguments, PeersCommand};
 use super::roots::{self, RootsCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
@@ -41,6 +43,15 @@ enum Command {
     /// Invite and list users.
     #[command(subcommand)]
     Users(UsersCommand),
+    /// See other domains as the running node does, and decide about them.
+    #[command(subcommand)]
+    Peers(PeersCommand),
+    /// List the lanes in which frames wait for other domains.
+    Lanes(LanesArguments),
+    /// List what was given up: lanes that ended before all their frames were delivered, and why.
+    DeadLetters(LanesArguments),
+    /// Ask the running node whether it does its work: exit code 0 if so.
+    Health(HealthArguments),
     /// AS roots: the domain's own, and those of other domains that wait for approval.
     #[command(subcommand)]
     Roots(RootsCommand),
@@ -83,6 +94,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve { config } => serve(&config),
         Command::Certs(command) => certs::run(command),
         Command::Users(command) => on_runtime(users::run(command)),
+        Command::Peers(command) => on_runtime(peers::run(command)),
+        Command::Lanes(arguments) => on_runtime(lanes::list(arguments)),
+        Command::DeadLetters(arguments) => on_runtime(lanes::dead_letters(arguments)),
+        Command::Health(arguments) => on_runtime(peers::health(arguments)),
         Command::Roots(command) => on_runtime(roots::run(command)),
     };
     match done {

@@ -15,10 +15,10 @@ use super::state::{Group, Outgoing, Plan, Purpose};
 use super::{Client, GroupSummary};
 use crate::base::ids::RequestId;
 use crate::base::{ClientUri, Fault, GroupUri, UserUri, limits};
+use crate::wire::Reply;
 use crate::wire::error::ErrorCode;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::request::Service;
-use crate::wire::Reply;
 
 /// A message that the hub has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +170,19 @@ impl Client {
                 Ok(GroupSummary { name: kept.name.clone(), status: kept.status, epoch, members, group })
             };
             core.state.groups.iter().map(summary).collect()
+        })
+        .await
+    }
+
+    /// Names a group anew, for this client's eyes only; `None` takes its name away.
+    pub async fn name_group(&self, group: &GroupUri, name: Option<&str>) -> Result<()> {
+        let (group, name) = (group.to_string(), name.map(str::to_owned));
+        self.transact(move |core| {
+            let Some(kept) = core.state.groups.get_mut(&group) else {
+                return Err(ClientError::Invalid(format!("not a member of {group}")));
+            };
+            kept.name = name;
+            core.save()
         })
         .await
     }

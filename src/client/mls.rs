@@ -333,10 +333,8 @@ pub(super) struct NewProposal {
 
 /// Proposes new keys for the own leaf.
 pub(super) fn propose_update(provider: &Provider, leaf: &Leaf, group: &mut MlsGroup) -> Result<NewProposal, Fault> {
-    let parameters = LeafNodeParameters::builder()
-        .with_credential_with_key(leaf.credential())
-        .with_capabilities(capabilities())
-        .build();
+    let parameters =
+        LeafNodeParameters::builder().with_credential_with_key(leaf.credential()).with_capabilities(capabilities()).build();
     let (message, reference) =
         group.propose_self_update(provider, &leaf.signer(), parameters).map_err(failed("propose an Update"))?;
     Ok(NewProposal { message: message.to_bytes().map_err(failed("encode a proposal"))?, reference })

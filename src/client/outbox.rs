@@ -91,10 +91,9 @@ impl<'a> Question<'a> {
 
 /// Whether waiting will not help although the code says that it might: the domain is not there, or wants nothing of us.
 fn is_hopeless(rejection: &Rejection) -> bool {
-    use UnreachableReason::{Denied, DoesNotFederate, NoSuchDomain};
-    rejection
-        .as_unreachable()
-        .is_some_and(|detail| detail.sent == Sent::NotSent && matches!(detail.why, NoSuchDomain | DoesNotFederate | Denied))
+    use UnreachableReason::{Denied, DoesNotFederate, ForbiddenAddress, NoSuchDomain, RefusesFederation};
+    let for_good = |why| matches!(why, NoSuchDomain | DoesNotFederate | RefusesFederation | ForbiddenAddress | Denied);
+    rejection.as_unreachable().is_some_and(|detail| detail.sent == Sent::NotSent && for_good(detail.why))
 }
 
 /// Whether `rejection` is the answer for good.

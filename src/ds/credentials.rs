@@ -3,8 +3,8 @@
 use super::{Hub, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain};
-use crate::identity::{ChainError, RevokedKeys};
 use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_client_chain};
+use crate::identity::{ChainError, RevokedKeys};
 use crate::mls::credential::LeafClaim;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{ErrorCode, Rejection};

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use quinn::{Connection, Endpoint};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -17,14 +18,17 @@ use super::backoff::Backoff;
 use super::budget::DialBudget;
 use super::error::{PeerError, Why};
 use super::hello::{self, Hello};
+use super::policy::PeerPolicies;
 use crate::base::{Domain, limits};
 use crate::transport::{AddressPolicy, Discovered, Origin, Resolver, Service, Target};
 
 /// What an operator may set about dialling peers.
 #[derive(Clone, Debug, Default)]
 pub struct DialSettings {
-    /// Where it may go.
+    /// Where it may go for every peer; what single ones may have beside that is in `policies`.
     pub addresses: AddressPolicy,
+    /// Who may federate, and what is different for single peers.
+    pub policies: PeerPolicies,
     /// How long to wait after failures.
     pub backoff: Backoff,
 }
@@ -35,7 +39,7 @@ pub(super) struct Dialer {
     pub(super) config: quinn::ClientConfig,
     pub(super) resolver: Resolver,
     pub(super) hello: Arc<dyn Hello>,
-    pub(super) addresses: AddressPolicy,
+    pub(super) addresses: ArcSwap<AddressPolicy>,
     pub(super) budget: Mutex<DialBudget>,
 }
 
@@ -130,7 +134,7 @@ impl Dialer {
     /// Whether this address may be dialled now. Asked with the very address that is dialled next: an answer of DNS that was looked
     /// at earlier, or elsewhere, says nothing about it.
     fn admit(&self, peer: &Domain, address: SocketAddr) -> Result<(), PeerError> {
-        let allowed = self.addresses.check(peer, address.ip());
+        let allowed = self.addresses.load().check(peer, address.ip());
         allowed.map_err(|forbidden| PeerError::not_sent(peer, Why::ForbiddenAddress, forbidden.to_string()))?;
         if self.budget().draw(address.ip(), Instant::now().into_std()) {
             Ok(())

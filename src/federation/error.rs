@@ -48,6 +48,8 @@ pub enum Why {
     Held,
     /// An operator of this node does not federate with the peer.
     DeniedHere,
+    /// We have used up what the peer allows us, went on, and are refused for a while.
+    OverLimits,
     /// The connection ended, or the peer gave up the request, before its answer.
     Closed,
     /// The answer, or the request in the peer's eyes, is over its limit.
@@ -75,10 +77,39 @@ impl fmt::Display for Why {
             Self::BackingOff { cause, .. } => return write!(f, "not tried again yet after: {cause}"),
             Self::Held => "held by this node's operator",
             Self::DeniedHere => "denied by this node's operator",
+            Self::OverLimits => "refused for a while by the peer: over its limits",
             Self::Closed => "connection closed",
             Self::TooLarge => "too large",
             Self::Local => "this node cannot",
         })
+    }
+}
+
+impl Why {
+    /// One word for it, for programs. Of a back-off, that of its cause.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchDomain => "no_such_domain",
+            Self::NoRecords => "no_records",
+            Self::RefusesFederation => "refuses_federation",
+            Self::DnsFailure => "dns_failure",
+            Self::DnsTimedOut => "dns_timed_out",
+            Self::Unreachable => "unreachable",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Certificate => "certificate",
+            Self::Protocol => "protocol",
+            Self::HelloRefused => "hello_refused",
+            Self::Denied => "denied",
+            Self::BackingOff { cause, .. } => cause.name(),
+            Self::OverLimits => "over_limits",
+            Self::Held => "held",
+            Self::DeniedHere => "denied_here",
+            Self::Closed => "closed",
+            Self::TooLarge => "too_large",
+            Self::Local => "local",
+        }
     }
 }
 
@@ -156,10 +187,11 @@ impl PeerError {
                 Some(CloseCode::TooLarge) => Why::TooLarge,
                 Some(CloseCode::TimedOut) => Why::TimedOut,
                 Some(CloseCode::NotAuthorized | CloseCode::WrongDomain | CloseCode::Denied) => Why::Denied,
+                Some(CloseCode::OverLimits) => Why::OverLimits,
                 _ => Why::Closed,
             };
-            // The one code by which a peer says that it did not look at a request.
-            let untouched = code == CloseCode::NotProcessed.number();
+            // The codes by which a peer says that it did not look at a request.
+            let untouched = [CloseCode::NotProcessed, CloseCode::OverLimits].iter().any(|known| code == known.number());
             let sent = if untouched { Sent::NotSent } else { sent };
             Self::new(peer, why, sent, format!("the peer ended the stream: {}", CloseCode::describe(code)))
         };
@@ -196,6 +228,7 @@ pub(super) fn connection_failure(error: &ConnectionError) -> (Why, String) {
             let why = match CloseCode::from_number(close.error_code.into_inner()) {
                 Some(CloseCode::HelloRefused | CloseCode::WrongDomain) => Why::HelloRefused,
                 Some(CloseCode::NotAuthorized | CloseCode::Denied) => Why::Denied,
+                Some(CloseCode::OverLimits) => Why::OverLimits,
                 Some(CloseCode::NoAlpn) => Why::Protocol,
                 Some(CloseCode::ShuttingDown) => Why::Refused,
                 Some(CloseCode::TimedOut) => Why::TimedOut,

@@ -1,5 +1,5 @@
 //! Connections to other domains' nodes: when to try ([`gate`], [`backoff`]), how to connect, and one shared connection per peer
-//! ([`pool`]). Frames are opaque here; storage is never seen.
+//! ([`pool`]), and who is to be connected at all ([`policy`]). Frames are opaque here; storage is never seen.
 //!
 //! ```text
 //! request ─▶ pool ─▶ up? ───────────────────────────▶ stream ─▶ answer
@@ -12,14 +12,18 @@ mod dial;
 pub mod error;
 pub mod gate;
 pub mod hello;
+pub mod policy;
 pub mod pool;
+pub mod traffic;
 
 pub use backoff::Backoff;
 pub use dial::DialSettings;
 pub use error::{PeerError, Sent, Why};
 pub use gate::{GateState, GateStatus};
 pub use hello::{Hello, answer_hello};
+pub use policy::{EffectivePolicy, PeerOverride, PeerPolicies};
 pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
 mod tests;

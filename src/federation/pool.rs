@@ -4,22 +4,26 @@
 //! decides whether a link that is down is dialled.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::backoff::Backoff;
 use super::dial::{DialSettings, Dialer};
 use super::error::{self, PeerError, Sent, Why};
 use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
 use super::hello::Hello;
+use super::policy::{Closure, EffectivePolicy, PeerPolicies};
+use super::traffic::{Dialled, Traffic};
+use crate::base::count::Held;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
-use crate::transport::{CloseCode, FrameError, NodeTls, Resolver, Session};
+use crate::transport::{AddressPolicy, CloseCode, FrameError, NodeTls, Resolver, Service, Session};
 
 /// The connections of this node to its peers. Clones share them; the last one dropped ends them.
 #[derive(Clone)]
@@ -32,9 +36,21 @@ struct Shared {
     dialer: Arc<Dialer>,
     tls: NodeTls,
     backoff: Backoff,
+    /// Where every peer may be dialled.
+    addresses: AddressPolicy,
+    /// Stored before it is followed, so that whatever is made meanwhile is made by the new ones.
+    policies: ArcSwap<PeerPolicies>,
+    slots: Arc<Slots>,
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
+    traffic: Traffic,
+}
+
+/// Dial sequences that may be under way, see [`limits::DIALS_AT_ONCE_MAX`].
+struct Slots {
+    known: Semaphore,
+    others: Semaphore,
 }
 
 /// One peer: its link, and the gate that decides when to dial.
@@ -49,6 +65,10 @@ struct State {
     link: Link,
     gate: Gate,
     last_used: Instant,
+    /// Whether it was reached, or has reached us, since it is remembered.
+    is_known: bool,
+    /// Counts flushes: what was dialled before the last one serves those who waited for it, and nobody after them.
+    flushes: u64,
 }
 
 enum Link {
@@ -77,6 +97,8 @@ struct Live {
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
+    /// Whether another one is used instead; it ends with the last request on it.
+    replaced: AtomicBool,
     /// Has the connection closed when the peer's certificate is no longer accepted.
     _session: Arc<Session>,
 }
@@ -97,16 +119,69 @@ impl PeerPool {
         hello: Arc<dyn Hello>,
         settings: DialSettings,
     ) -> Result<Self, Fault> {
-        let DialSettings { addresses, backoff } = settings;
-        let config = tls.federation_client()?;
-        let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses, budget: Mutex::default() });
-        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
-        Ok(Self { shared: Arc::new(Shared { own, dialer, tls, backoff, peers, dials }) })
+        let DialSettings { addresses, policies, backoff } = settings;
+        let (config, dialled) = (tls.federation_client()?, ArcSwap::from_pointee(addresses.clone()));
+        let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses: dialled, budget: Mutex::default() });
+        let (tls, peers, dials, traffic) = (tls.clone(), Mutex::default(), Mutex::default(), Traffic::default());
+        let slots = || Semaphore::new(limits::DIALS_AT_ONCE_MAX);
+        let slots = Arc::new(Slots { known: slots(), others: slots() });
+        let policies = ArcSwap::from_pointee(policies);
+        let shared = Shared { own, dialer, tls, backoff, addresses, policies, slots, peers, dials, traffic };
+        let pool = Self { shared: Arc::new(shared) };
+        pool.follow_policies();
+        Ok(pool)
+    }
+
+    /// Who may federate, and what is different for single peers.
+    pub fn policies(&self) -> Arc<PeerPolicies> {
+        self.shared.policies.load_full()
+    }
+
+    /// From now on these policies hold, for what is up and under way as well: connections of denied peers close, in both
+    /// directions; those to held ones, and from or to those whose certificates are no longer accepted, too; peers that are no
+    /// longer closed may be tried at once; those whose addresses have changed are dialled anew when they are next needed.
+    pub fn set_policies(&self, policies: PeerPolicies) {
+        let before = self.shared.policies.swap(Arc::new(policies));
+        self.follow_policies();
+        let after = self.policies();
+        let known: Vec<_> = lock(&self.shared.peers).keys().cloned().collect();
+        for domain in known.iter().filter(|domain| before.addresses(domain) != after.addresses(domain)) {
+            self.replace(domain);
+        }
+    }
+
+    fn follow_policies(&self) {
+        let policies = self.policies();
+        let written = policies.named().into_iter().map(|peer| (peer.clone(), policies.addresses(peer)));
+        self.shared.dialer.resolver.set_static(Service::Federation, written.filter(|(_, addresses)| !addresses.is_empty()));
+        self.shared.dialer.addresses.store(Arc::new(policies.address_policy(&self.shared.addresses)));
+        for cut in self.shared.tls.set_peer_trust(policies.trust()) {
+            tracing::warn!(peer = %cut.domain, "a connection is closed: {}", cut.reason);
+        }
+        let known: Vec<_> = lock(&self.shared.peers).values().cloned().collect();
+        for peer in known {
+            lock(&peer.state).follow(&policies.of(&peer.domain));
+            peer.changed.notify_waiters();
+        }
+        for domain in self.shared.tls.connected().iter().filter(|domain| policies.denied(domain).is_some()) {
+            let reason = format!("the node of {} does not federate with {domain} any more", self.shared.own);
+            self.shared.tls.cut_peer(domain, CloseCode::Denied, &reason);
+        }
     }
 
     /// The TLS identity that peers are dialled with, and what judges theirs.
     pub fn tls(&self) -> &NodeTls {
         &self.shared.tls
+    }
+
+    /// What went to and came from each peer.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
+    /// The resolver that finds peers.
+    pub fn resolver(&self) -> &Resolver {
+        &self.shared.dialer.resolver
     }
 
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
@@ -115,6 +190,23 @@ impl PeerPool {
     /// A request that times out closes the connection, unless another was answered on it meanwhile, so that the next one
     /// redials. [`PeerError::sent`] tells whether it can have had an effect.
     pub async fn request(
+        &self,
+        domain: &Domain,
+        frame: &[u8],
+        response_limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, PeerError> {
+        let traffic = self.shared.traffic.of(domain);
+        traffic.requests_sent.one();
+        let _in_flight = Held::new(traffic.requests_in_flight.clone(), 1);
+        let outcome = self.try_request(domain, frame, response_limit, deadline).await;
+        if outcome.is_err() {
+            traffic.requests_failed.one();
+        }
+        outcome
+    }
+
+    async fn try_request(
         &self,
         domain: &Domain,
         frame: &[u8],
@@ -143,7 +235,7 @@ impl PeerPool {
                 Err(error) if may_redial && cached && lost_unused(&live, &error) => may_redial = false,
                 Err(error) => return Err(error),
                 Ok((send, recv)) => {
-                    let sender = PeerSender { peer: domain.clone(), send };
+                    let sender = PeerSender { peer: domain.clone(), send, stays_with: Some(live.clone()) };
                     let receiver = PeerReceiver { peer: domain.clone(), recv, live };
                     return Ok(PeerStream { sender, receiver });
                 }
@@ -156,6 +248,7 @@ impl PeerPool {
     pub fn inbound_contact(&self, domain: &Domain) {
         let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return };
         let mut state = lock(&peer.state);
+        state.is_known = true;
         if matches!(state.link, Link::Down) && state.gate.inbound_contact(now()) {
             self.spawn_dial(&peer, &mut state);
             drop(state);
@@ -164,58 +257,47 @@ impl PeerPool {
         }
     }
 
-    /// Allows one attempt to reach `domain` at once, whatever its back-off, and tells those who wait for it.
-    pub fn wake(&self, domain: &Domain) {
-        if let Some(peer) = lock(&self.shared.peers).get(domain).cloned() {
-            lock(&peer.state).gate.wake(now());
-            peer.changed.notify_waiters();
-        }
+    /// Allows one attempt to reach `domain` at once, whatever its back-off, and tells those who wait for it. Whether it was backed
+    /// off from.
+    pub fn wake(&self, domain: &Domain) -> bool {
+        let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return false };
+        let woken = lock(&peer.state).gate.wake(now());
+        peer.changed.notify_waiters();
+        woken
     }
 
-    /// Forgets what DNS said, of `domain` or of everyone, and allows one attempt at once where a peer is backed off from. A
-    /// connection that is up stays.
+    /// Forgets what DNS said, of `domain` or of everyone, and allows one attempt at once where a peer is backed off from. Nothing
+    /// more is sent on a connection that is up, so that a peer that has moved is found: whoever is next dials. Requests on it are
+    /// still answered, and a lane's stream tells its writer to open another one.
     pub fn flush(&self, domain: Option<&Domain>) {
         match domain {
             Some(domain) => {
                 self.shared.dialer.resolver.flush_domain(domain);
-                self.wake(domain);
+                self.replace(domain);
             }
             None => {
                 self.shared.dialer.resolver.flush();
                 let known: Vec<_> = lock(&self.shared.peers).keys().cloned().collect();
-                known.iter().for_each(|domain| self.wake(domain));
+                known.iter().for_each(|domain| self.replace(domain));
             }
         }
     }
 
-    /// An operator wants nothing sent to `domain` until [`PeerPool::reopen`]; its connection is closed. What waits for it stays
-    /// where it is.
-    pub fn hold(&self, domain: &Domain, reason: &str) -> Result<(), PeerError> {
-        self.shut(domain, CloseCode::Done, |gate| gate.hold(now(), reason))
-    }
-
-    /// An operator does not federate with `domain` until [`PeerPool::reopen`]; its connection is closed. Connections that it has
-    /// made to us are not the pool's business.
-    pub fn deny(&self, domain: &Domain, reason: &str) -> Result<(), PeerError> {
-        self.shut(domain, CloseCode::Denied, |gate| gate.deny(now(), reason))
-    }
-
-    fn shut(&self, domain: &Domain, code: CloseCode, shut: impl FnOnce(&mut Gate)) -> Result<(), PeerError> {
-        let peer = self.peer(domain)?;
-        let mut state = lock(&peer.state);
-        shut(&mut state.gate);
-        state.close(code);
-        drop(state);
-        peer.changed.notify_waiters();
-        Ok(())
-    }
-
-    /// Ends [`PeerPool::hold`] or [`PeerPool::deny`]; `domain` may be tried at once. Whether it was closed by either.
-    pub fn reopen(&self, domain: &Domain, reason: &str) -> bool {
-        let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return false };
-        let reopened = lock(&peer.state).gate.reopen(now(), reason);
-        peer.changed.notify_waiters();
-        reopened
+    /// The next one to need `domain` dials.
+    fn replace(&self, domain: &Domain) {
+        let Some(peer) = lock(&self.shared.peers).get(domain).cloned() else { return };
+        let replaced = lock(&peer.state).replace();
+        if let Some(live) = replaced {
+            let live = Arc::downgrade(&live);
+            // For whoever keeps a stream and does not use it.
+            lock(&self.shared.dials).spawn(async move {
+                sleep(limits::REPLACED_CONNECTION_KEPT).await;
+                if let Some(live) = live.upgrade() {
+                    CloseCode::Superseded.close(&live.connection, CloseCode::Superseded.text());
+                }
+            });
+        }
+        self.wake(domain);
     }
 
     /// What is known of `domain`; `None` when nobody has asked for it lately.
@@ -284,8 +366,8 @@ impl PeerPool {
             return Ok(peer.clone());
         }
         if peers.len() >= limits::PEERS_MAX {
-            // What an operator has closed is not forgotten: it would be open again.
-            let unused = peers.values().filter(|peer| Arc::strong_count(peer) == 1 && lock(&peer.state).gate.closed().is_none());
+            // What an operator has closed may be forgotten, too: the policies close it again.
+            let unused = peers.values().filter(|peer| Arc::strong_count(peer) == 1);
             let oldest = unused.min_by_key(|peer| {
                 let mut state = lock(&peer.state);
                 (state.live().is_some(), state.last_used)
@@ -296,7 +378,8 @@ impl PeerPool {
             peers.remove(&oldest);
         }
         let gate = Gate::new(domain.clone(), self.shared.backoff, rand::random(), now());
-        let state = State { link: Link::Down, gate, last_used: Instant::now() };
+        let mut state = State { link: Link::Down, gate, last_used: Instant::now(), is_known: false, flushes: 0 };
+        state.follow(&self.shared.policies.load().of(domain));
         let peer = Arc::new(Peer { domain: domain.clone(), state: Mutex::new(state), changed: Notify::new() });
         peers.insert(domain.clone(), peer.clone());
         Ok(peer)
@@ -337,11 +420,17 @@ impl PeerPool {
     fn spawn_dial(&self, peer: &Arc<Peer>, state: &mut State) -> DialOutcome {
         let (result, outcome) = watch::channel(None);
         state.link = Link::Dialling(outcome.clone());
-        let (dialer, tls, peer) = (self.shared.dialer.clone(), self.shared.tls.clone(), peer.clone());
+        let (is_known, flushes) = (state.is_known, state.flushes);
+        let (dialer, tls, slots) = (self.shared.dialer.clone(), self.shared.tls.clone(), self.shared.slots.clone());
+        let peer = peer.clone();
+        // The pool's dials end with it, so that they must not keep it.
+        let shared = Arc::downgrade(&self.shared);
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
             let abandoned = Abandoned(&peer);
+            // Never closed; whoever waits for the outcome has a deadline of its own.
+            let _slot = if is_known { &slots.known } else { &slots.others }.acquire().await;
             let outcome = dialer.dial(&peer.domain).await;
             let outcome = outcome.and_then(|connection| {
                 // Judged once more, by what is trusted now, and watched from now on.
@@ -360,7 +449,8 @@ impl PeerPool {
                     (Ok((connection, session)), None) => {
                         tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
                         state.gate.succeeded(now());
-                        Ok(Arc::new(Live { connection, since: Instant::now(), answers: AtomicU64::new(0), _session: session }))
+                        state.is_known = true;
+                        Ok(Arc::new(Live::new(connection, session, state.flushes != flushes)))
                     }
                     // An operator was faster.
                     (Ok((connection, _)), Some(why)) => {
@@ -372,10 +462,16 @@ impl PeerPool {
                         Err(error)
                     }
                 };
-                state.link = outcome.as_ref().map_or(Link::Down, |live| Link::Up(live.clone()));
+                state.link = match &outcome {
+                    Ok(live) if !live.is_replaced() => Link::Up(live.clone()),
+                    _ => Link::Down,
+                };
                 outcome
             };
             std::mem::forget(abandoned);
+            if let Some(shared) = shared.upgrade() {
+                shared.traffic.dials.one(outcome.as_ref().map_or_else(|error| (&error.why).into(), |_| Dialled::Connected));
+            }
             peer.changed.notify_waiters();
             // Whoever waited may have given up.
             let _ = result.send(Some(outcome));
@@ -411,6 +507,32 @@ impl Drop for Abandoned<'_> {
 }
 
 impl State {
+    /// Has the gate closed or opened as an operator wants.
+    fn follow(&mut self, policy: &EffectivePolicy) {
+        match policy.closure() {
+            Some(Closure::Denied(_)) => {
+                self.gate.deny(now(), &policy.closure_text());
+                self.close(CloseCode::Denied);
+            }
+            Some(Closure::Held) => {
+                self.gate.hold(now(), &policy.closure_text());
+                self.close(CloseCode::Done);
+            }
+            None => {
+                self.gate.reopen(now(), "an operator has it tried again");
+            }
+        }
+    }
+
+    /// Has the next one dial. Returns the connection that is replaced by that.
+    fn replace(&mut self) -> Option<Arc<Live>> {
+        self.flushes += 1;
+        let live = self.live()?;
+        live.replaced.store(true, Ordering::Release);
+        self.link = Link::Down;
+        Some(live)
+    }
+
     /// The connection, if it is up. One that was lost is forgotten here; if it never was of use, that is a failed attempt.
     fn live(&mut self) -> Option<Arc<Live>> {
         let Link::Up(live) = &self.link else { return None };
@@ -434,6 +556,15 @@ impl State {
 }
 
 impl Live {
+    fn new(connection: Connection, session: Arc<Session>, is_replaced: bool) -> Self {
+        let (answers, replaced) = (AtomicU64::new(0), AtomicBool::new(is_replaced));
+        Self { connection, since: Instant::now(), answers, replaced, _session: session }
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+
     fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
@@ -447,6 +578,15 @@ impl Live {
         if self.answers() == before && self.connection.close_reason().is_none() {
             tracing::warn!(%peer, "peer did not answer in time; its connection is closed and made anew when needed");
             CloseCode::TimedOut.close(&self.connection, "no answer in time");
+        }
+    }
+}
+
+impl Drop for Live {
+    /// Nobody waits for anything on it any more.
+    fn drop(&mut self) {
+        if self.is_replaced() {
+            CloseCode::Superseded.close(&self.connection, CloseCode::Superseded.text());
         }
     }
 }
@@ -473,7 +613,7 @@ async fn exchange(
     deadline: Instant,
 ) -> Result<Vec<u8>, PeerError> {
     let (send, mut recv) = open(peer, live, deadline).await?;
-    let mut sender = PeerSender { peer: peer.clone(), send };
+    let mut sender = PeerSender { peer: peer.clone(), send, stays_with: None };
     let before = live.answers();
     if let Err(error) = sender.write(frame, deadline).await {
         if error.why == Why::TimedOut {
@@ -523,6 +663,8 @@ pub struct PeerStream {
 pub struct PeerSender {
     peer: Domain,
     send: SendStream,
+    /// The connection, where several frames are written over time: nothing more is, once it is replaced.
+    stays_with: Option<Arc<Live>>,
 }
 
 /// The reading half of a [`PeerStream`].
@@ -539,6 +681,9 @@ impl PeerSender {
         if frame.len() > limits::FRAME_BYTES_MAX {
             let detail = format!("a frame of {} octets is over the limit of {}", frame.len(), limits::FRAME_BYTES_MAX);
             return Err(PeerError::not_sent(&self.peer, Why::TooLarge, detail));
+        }
+        if self.stays_with.as_ref().is_some_and(|live| live.is_replaced()) {
+            return Err(PeerError::not_sent(&self.peer, Why::Closed, "another connection is used instead"));
         }
         write_frame_by(&mut self.send, frame, deadline).await.map_err(|error| {
             // Without this, the end of a half-written frame would look like a fault of ours.

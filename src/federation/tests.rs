@@ -1,7 +1,7 @@
 //! Peers over real loopback UDP and real mutual TLS: who is refused and why, and when connections are reused, made anew or
 //! awaited.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,8 +18,8 @@ use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
 use crate::transport::{
-    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, Resolver, ResolverSettings, Service,
-    accept, endpoint,
+    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, PortCounts, Resolver,
+    ResolverSettings, Service, accept, endpoint,
 };
 
 mod closed;
@@ -65,9 +65,14 @@ struct Echo {
     /// Lets held requests go on.
     release: Notify,
     peers: watch::Sender<Vec<Domain>>,
+    counts: PortCounts,
 }
 
 impl ConnectionHandler for Echo {
+    fn counts(&self) -> &PortCounts {
+        &self.counts
+    }
+
     async fn connection(self: Arc<Self>, accepted: Accepted) {
         let connection = accepted.connection;
         let check = |theirs: &[u8]| {
@@ -133,6 +138,7 @@ impl Node {
             requests: AtomicUsize::new(0),
             release: Notify::new(),
             peers: watch::channel(vec![]).0,
+            counts: PortCounts::default(),
         });
         let (stop, stopped) = watch::channel(false);
         let run = tokio::spawn(accept::run(endpoint.clone(), echo.clone(), stopped));

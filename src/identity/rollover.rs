@@ -124,12 +124,8 @@ mod tests {
         let (both, version) = follow(&at_first, 0, &set(&[&one, &two]), &rolled, NOW).expect("signed").expect("new");
         assert_eq!((certificates(&both), version), (set(&[&one, &two]), 1));
         assert!(follow(&both, 1, &set(&[&two, &one]), &rolled, NOW).expect("known").is_none(), "in whatever order");
-        let all = [
-            step(1, &[&one, &two], &one),
-            step(2, &[&two], &two),
-            step(3, &[&two, &three], &two),
-            step(4, &[&three], &three),
-        ];
+        let all =
+            [step(1, &[&one, &two], &one), step(2, &[&two], &two), step(3, &[&two, &three], &two), step(4, &[&three], &three)];
         let (only, version) = follow(&at_first, 0, &set(&[&three]), &all, NOW).expect("a chain of steps").expect("new");
         assert_eq!((certificates(&only), version), (set(&[&three]), 4));
         let (only, _) = follow(&both, 1, &set(&[&three]), &all, NOW).expect("from the middle").expect("new");

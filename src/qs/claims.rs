@@ -111,16 +111,23 @@ impl ClaimRates {
     }
 
     /// Counts a claim of `asker` at the node of `domain`, or refuses it and says when to come back. Our own users are known one by
-    /// one; another domain can have as many as it likes, and is counted as a whole, too.
-    pub fn take(&mut self, asker: &UserUri, domain: &Domain, now: UnixMillis) -> Result<(), Rejection> {
+    /// one; another domain can have as many as it likes, and is counted as a whole, too: `of_domain_max` is how many of its claims
+    /// there may be in an hour.
+    pub fn take(&mut self, asker: &UserUri, domain: &Domain, of_domain_max: u32, now: UnixMillis) -> Result<(), Rejection> {
         // QS-035 (R7): one user, and all of another domain together, claim at most so many in an hour.
         if on("QS-035") {
             self.users.take(asker, now).map_err(Rejection::rate_limited)?;
             if asker.domain() != domain {
-                self.domains.take(asker.domain(), now).map_err(Rejection::rate_limited)?;
+                let rate = Rate::per_hour(of_domain_max);
+                self.domains.take_at(asker.domain(), rate, 1, now).map_err(Rejection::rate_limited)?;
             }
         }
         Ok(())
+    }
+
+    /// Forgets the claims of another domain together, as when its limit has changed.
+    pub fn forget_domain(&mut self, domain: &Domain) {
+        self.domains.forget(domain);
     }
 }
 
@@ -220,22 +227,26 @@ mod tests {
     // covers QS-035
     #[test]
     fn claims_are_counted_by_user_and_by_domain() {
-        let limits = Limits { claims_per_hour_max: 2, claims_per_domain_per_hour_max: 3, ..Limits::default() };
+        let limits = Limits { claims_per_hour_max: 2, ..Limits::default() };
         let (a, mut rates) = (domain("a.test"), ClaimRates::new(&limits));
         let user = |name: &str| name.parse::<UserUri>().expect("a user");
         let (bob, ben, anna) = (user("mimi://b.test/u/bob"), user("mimi://b.test/u/ben"), user("mimi://a.test/u/anna"));
         let start = UnixMillis(1_700_000_000_000);
         for _ in 0..2 {
-            assert_eq!(rates.take(&bob, &a, start), Ok(()));
+            assert_eq!(rates.take(&bob, &a, 3, start), Ok(()));
         }
         let later = start.plus(Duration::from_secs(60));
-        let refused = rates.take(&bob, &a, later).expect_err("refused");
+        let refused = rates.take(&bob, &a, 3, later).expect_err("refused");
         assert_eq!(refused, Rejection::rate_limited(Duration::from_secs(29 * 60)), "and told when to come back");
-        assert_eq!(rates.take(&ben, &a, later), Ok(()));
-        assert_eq!(rates.take(&ben, &a, later).expect_err("refused").code, ErrorCode::RateLimited, "of the domain");
+        assert_eq!(rates.take(&ben, &a, 3, later), Ok(()));
+        assert_eq!(rates.take(&ben, &a, 3, later).expect_err("refused").code, ErrorCode::RateLimited, "of the domain");
         for _ in 0..2 {
-            assert_eq!(rates.take(&anna, &a, later), Ok(()), "another's domain does not count");
+            assert_eq!(rates.take(&anna, &a, 3, later), Ok(()), "another's domain does not count");
         }
-        assert_eq!(rates.take(&bob, &a, start.plus(Duration::from_secs(60 * 60))), Ok(()), "an hour is over");
+        let bea = user("mimi://b.test/u/bea");
+        assert!(rates.take(&bea, &a, 3, later).is_err());
+        rates.forget_domain(bea.domain());
+        assert_eq!(rates.take(&bea, &a, 9, later), Ok(()), "a domain may have a limit of its own");
+        assert_eq!(rates.take(&bob, &a, 3, start.plus(Duration::from_secs(60 * 60))), Ok(()), "an hour is over");
     }
 }

@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use super::credential_status::known_at_start;
 use super::roots::{OwnRoots, check_first_sight, to_pin};
 use super::{Failure, NodeKeys, Service};
-use crate::base::limits::{AS_ROOTS_INTERVAL, AS_ROOTS_MAX, AS_ROOTS_WAIT, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX};
+use crate::base::limits::{
+    AS_ROOTS_INTERVAL, AS_ROOTS_MAX, AS_ROOTS_WAIT, DOMAIN_INFO_BYTES_MAX, PEER_REQUEST_TIMEOUT, UNKNOWN_DOMAINS_MAX,
+};
 use crate::base::{Context as _, Domain, Fault, UnixMillis};
 use crate::identity::{AsRoots, RevokedKeys};
 use crate::mls::external_sender::encode_external_sender;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Failure, Service};
 use crate::base::limits::{KEY_PACKAGE_REMAINING_MIN, Limits};
-use crate::base::{Context as _, Domain, UnixMillis};
+use crate::base::{Context as _, Domain, UnixMillis, UserUri};
 use crate::identity::ClientIdentity;
 use crate::identity::revoked::key_hash;
 use crate::qs::claims::{ClaimRates, authenticate, check_asked, claimed_chain, claimed_user};
@@ -15,7 +15,7 @@ use crate::wire::keys::{
     ClaimKeyPackages as ClaimBody, ClaimedKeyPackage, KeyPackageCount, KeysMessage, KeysRequest,
     PublishKeyPackages as PublishBody,
 };
-use crate::wire::{ClientRequest, ErrorCode, Reply};
+use crate::wire::{ClientRequest, ErrorCode, Rejection, Reply};
 
 /// How often KeyPackages may be claimed.
 pub(super) struct Claims(Mutex<ClaimRates>);
@@ -24,6 +24,16 @@ impl Claims {
     /// The rates that the limits name.
     pub(super) fn new(limits: &Limits) -> Self {
         Self(Mutex::new(ClaimRates::new(limits)))
+    }
+
+    /// See [`ClaimRates::forget_domain`].
+    pub(super) fn forget_domain(&self, domain: &Domain) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget_domain(domain);
+    }
+
+    /// See [`ClaimRates::take`].
+    fn take(&self, asker: &UserUri, domain: &Domain, of_domain_max: u32, now: UnixMillis) -> Result<(), Rejection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(asker, domain, of_domain_max, now)
     }
 }
 
@@ -46,7 +56,11 @@ impl Service {
         let asker = match asker() {
             // Under a root that its domain has introduced since, perhaps (X2).
             Err(refused) if refused.code == ErrorCode::InvalidCredential => {
-                if self.refresh_roots(through).await { asker() } else { Err(refused) }
+                if self.refresh_roots(through).await {
+                    asker()
+                } else {
+                    Err(refused)
+                }
             }
             other => other,
         }?;
@@ -119,7 +133,8 @@ impl Service {
     ) -> Result<Vec<u8>, Failure> {
         let user = claimed_user(body, &self.domain)?;
         // Before it is known whether there is anything to give: who tries names one after the other is slowed down, too.
-        self.claims.0.lock().unwrap_or_else(PoisonError::into_inner).take(&asker.user, &self.domain, now)?;
+        let of_domain_max = self.peers.policies().limits(asker.user.domain()).claims_per_hour_max;
+        self.claims.take(&asker.user, &self.domain, of_domain_max, now)?;
         let claim = ClaimKeyPackages {
             key,
             answer_expires_at: Self::answer_expiry(now),

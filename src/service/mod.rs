@@ -7,21 +7,29 @@
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
 //! | [`rates`] | how many requests a client may make, and a group gets |
+//! | [`peer_policy`], [`peer_rates`] | what an operator says of peers while the node runs; how much each peer asks for |
 //! | [`recipients`] | sealed queue informations: which queue, and where |
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
 //! | [`roots`] | AS roots that come and go, ours and others' (X2) |
+//! | [`counts`] | what all of them have done since the start |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
+//! | `lanes_fate`, `lanes_end` | what becomes of frames that are not taken, and of lanes that begin anew (X8) |
 
 pub mod accounts;
+pub mod counts;
 pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
 pub mod keys;
+mod lanes_end;
+mod lanes_fate;
 pub mod lanes_in;
 pub mod lanes_out;
+pub mod peer_policy;
+pub mod peer_rates;
 pub mod ports;
 pub mod queueing;
 pub mod rates;
@@ -32,7 +40,7 @@ pub mod route;
 pub mod wakeups;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -48,15 +56,18 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use counts::ServiceCounts;
 use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
 use keys::Claims;
 use lanes_out::LaneWorkers;
+use peer_policy::PolicyWork;
+use peer_rates::PeerRates;
 use rates::RequestRates;
 use recipients::OpenedInformations;
-use roots::OwnRoots;
 use removals::Rejections;
+use roots::OwnRoots;
 use wakeups::QueueWaiters;
 
 /// One node's services, shared by all its connections and workers.
@@ -72,9 +83,12 @@ pub struct Service {
     waiters: QueueWaiters,
     rejections: Rejections,
     rates: RequestRates,
+    peer_rates: Arc<PeerRates>,
+    policy_work: PolicyWork,
     status_work: StatusWork,
     claims: Claims,
     lanes: LaneWorkers,
+    counts: ServiceCounts,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -155,9 +169,12 @@ impl Service {
             waiters: QueueWaiters::default(),
             rejections: Rejections::default(),
             rates,
+            peer_rates: Arc::default(),
+            policy_work: PolicyWork::default(),
             status_work: StatusWork::at_start(),
             claims,
             lanes: LaneWorkers::default(),
+            counts: ServiceCounts::default(),
             shutdown,
         }))
     }
@@ -175,6 +192,26 @@ impl Service {
     /// The peers.
     pub fn peers(&self) -> &PeerPool {
         &self.peers
+    }
+
+    /// Whether the node has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        *self.shutdown.borrow()
+    }
+
+    /// What the services have done since the start.
+    pub fn counts(&self) -> &ServiceCounts {
+        &self.counts
+    }
+
+    /// The groups held in memory, and about how many octets they take.
+    pub fn hot_groups(&self) -> (usize, usize) {
+        self.groups.totals()
+    }
+
+    /// What peers ask of this node.
+    pub fn peer_rates(&self) -> &PeerRates {
+        &self.peer_rates
     }
 
     /// An encoded good answer.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::peer_rates::Over;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
 use crate::base::limits::{
@@ -13,10 +14,10 @@ use crate::base::limits::{
 use crate::base::{Domain, UnixMillis};
 use crate::federation::{Hello, answer_hello};
 use crate::transport::frame::{next_frame, request_frame, write_frame};
-use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError};
+use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError, PortCounts, Turned};
 use crate::wire::peer::{CredentialStatusRequest, Hello as HelloFrame, PeerLimits, PeerRequest, PeerResponse};
 use crate::wire::qs::{QsRequest, QsSender};
-use crate::wire::{ErrorCode, Rejection, Service as Body, VERSION, decode, encode};
+use crate::wire::{DecodeError, ErrorCode, Rejection, Service as Body, VERSION, decode, encode};
 
 /// The port of the domain's own clients, ALPN `mimi-client/1`.
 pub struct ClientPort(pub Arc<Service>);
@@ -75,7 +76,7 @@ impl ConnectionHandler for PeerPort {
         let service = &self.0;
         let hello = OwnHello::new(service.domain.clone());
         let ours = encode(&PeerResponse::Hello(hello.frame()));
-        let checked = answer_hello(&accepted.connection, &ours, |frame| {
+        let judge = |frame: &[u8]| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
             };
@@ -87,16 +88,43 @@ impl ConnectionHandler for PeerPort {
             if domain == service.domain {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
+            service.let_in(&domain)?;
             check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
             Ok((domain, session))
-        });
+        };
+        let mut turned = Turned::Hello;
+        let checked =
+            answer_hello(&accepted.connection, &ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
         match checked.await {
             Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);
                 service.serve_peer(&accepted, &domain).await;
             }
-            Err(reason) => tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}"),
+            Err(reason) => {
+                service.counts.federation_port.turned.one(turned);
+                if matches!(turned, Turned::Denied | Turned::OverLimits) {
+                    // The log has it already, once for each peer.
+                    tracing::debug!(remote = %accepted.remote, "a peer was turned away: {reason}");
+                } else {
+                    tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}");
+                }
+            }
         }
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.0.counts.federation_port
+    }
+}
+
+/// As what a connection is counted that is closed with this code in answer to a `hello`.
+fn turned_away(code: CloseCode) -> Turned {
+    match code {
+        CloseCode::NotAuthorized => Turned::Certificate,
+        CloseCode::WrongDomain => Turned::WrongDomain,
+        CloseCode::Denied => Turned::Denied,
+        CloseCode::OverLimits => Turned::OverLimits,
+        _ => Turned::Hello,
     }
 }
 
@@ -109,12 +137,17 @@ impl ConnectionHandler for ClientPort {
             match service.own_client_of(&accepted.peer_chain, UnixMillis::now()) {
                 Ok(client) => Connected::Client(Box::new(client)),
                 Err(_) => {
+                    service.counts.client_port.turned.one(Turned::Certificate);
                     return CloseCode::NotAuthorized
                         .close(&accepted.connection, "the certificates name no client of this domain");
                 }
             }
         };
         service.serve_client(&accepted, &who).await;
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.0.counts.client_port
     }
 }
 
@@ -153,6 +186,11 @@ impl Service {
 
     /// Answers the requests of one stream of a peer in order, until it ends: one for most, many for lanes.
     async fn peer_stream(self: &Arc<Self>, mut send: SendStream, mut recv: RecvStream, peer: &Domain) {
+        let limits = || self.peers.policies().limits(peer);
+        let _counted = match self.peer_rates.stream(peer, &limits(), UnixMillis::now()) {
+            Ok(counted) => counted,
+            Err(over) => return self.answer_over(send, &mut recv, peer, over).await,
+        };
         let mut shutdown = self.shutdown.clone();
         loop {
             let frame = tokio::select! {
@@ -163,7 +201,14 @@ impl Service {
                 }
             };
             let answer = match frame {
-                Ok(Some(frame)) => encode(&self.peer_request(&frame, peer).await),
+                Ok(Some(frame)) => match self.peer_rates.request(peer, frame.len(), &limits(), UnixMillis::now()) {
+                    Ok(()) => encode(&self.peer_request(&frame, peer).await),
+                    Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over).await,
+                    Err(over) => {
+                        self.peers.traffic().of(peer).over_limits.one();
+                        encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())))
+                    }
+                },
                 Ok(None) => {
                     let _ = send.finish();
                     return;
@@ -176,8 +221,35 @@ impl Service {
         }
     }
 
+    /// Ends a stream of a peer that is over its limits: with an answer, or with the end of all its connections.
+    async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over) {
+        self.peers.traffic().of(peer).over_limits.one();
+        let code = CloseCode::OverLimits.number();
+        if over.is_refused() {
+            let _ = recv.stop(code);
+            let _ = send.reset(code);
+            return self.refuse(peer);
+        }
+        let answer = encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())));
+        send_answer(&mut send, &answer).await;
+        let _ = recv.stop(code);
+    }
+
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
-        match decode(frame) {
+        let traffic = self.peers.traffic().of(peer);
+        let request = decode(frame);
+        if !matches!(request, Ok(PeerRequest::Lanes(_))) {
+            traffic.requests_received.one();
+        }
+        let response = self.peer_response(request, peer).await;
+        if let PeerResponse::Error(_) = response {
+            traffic.refused.one();
+        }
+        response
+    }
+
+    async fn peer_response(self: &Arc<Self>, request: Result<PeerRequest, DecodeError>, peer: &Domain) -> PeerResponse {
+        match request {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
                 Ok(answers) => PeerResponse::Lanes(answers),

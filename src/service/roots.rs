@@ -36,7 +36,8 @@ impl OwnRoots {
     /// Those of a node's database.
     pub async fn load(storage: &Storage) -> Result<Self, Fault> {
         let stored = storage.own_roots().await?;
-        let roots = stored.iter().map(|root| AsRoot::load(root.key.expose(), &root.certificate)).collect::<Result<Vec<_>, _>>()?;
+        let roots =
+            stored.iter().map(|root| AsRoot::load(root.key.expose(), &root.certificate)).collect::<Result<Vec<_>, _>>()?;
         if roots.is_empty() {
             return Err(Fault::new("the database has no AS root"));
         }
@@ -112,9 +113,9 @@ pub async fn own(storage: &Storage, domain: &Domain) -> Result<Vec<OwnRoot>, Fau
     let (stored, users, now) = (storage.own_roots().await?, storage.users().await?, UnixMillis::now());
     let last = stored.len().saturating_sub(1);
     let describe = |(index, root): (usize, &crate::storage::roots::StoredRoot)| {
-        let alone = AsRoots::new(domain.clone(), vec![root.certificate.clone()]).context("an AS root of our own is not usable")?;
-        let by_it =
-            users.iter().filter(|user| validate_user_chain(std::slice::from_ref(&user.certificate), &alone, now).is_ok());
+        let alone =
+            AsRoots::new(domain.clone(), vec![root.certificate.clone()]).context("an AS root of our own is not usable")?;
+        let by_it = users.iter().filter(|user| validate_user_chain(std::slice::from_ref(&user.certificate), &alone, now).is_ok());
         Ok(OwnRoot {
             fingerprint: fingerprint(&root.certificate),
             certificate: root.certificate.clone(),
@@ -196,7 +197,11 @@ async fn change(
         kept: AS_ROOT_STATEMENTS_MAX as u64,
         now,
     };
-    if storage.write(change).await? { Ok(()) } else { Err(Fault::new("another command changed the AS roots just now: look again")) }
+    if storage.write(change).await? {
+        Ok(())
+    } else {
+        Err(Fault::new("another command changed the AS roots just now: look again"))
+    }
 }
 
 /// What a domain publishes and no pinned root vouches for.
@@ -240,7 +245,8 @@ pub async fn approve(storage: &Storage, domain: &Domain, fingerprints: &[[u8; 32
     if let Some(unnamed) = pending.unknown.iter().map(|root| fingerprint(root)).find(|root| !fingerprints.contains(root)) {
         return Err(Fault::new(format!("{domain} publishes the AS root {}, too: approve all or none", hex(&unnamed))));
     }
-    if let Some(unpublished) = fingerprints.iter().find(|named| !pending.unknown.iter().any(|root| fingerprint(root) == **named)) {
+    if let Some(unpublished) = fingerprints.iter().find(|named| !pending.unknown.iter().any(|root| fingerprint(root) == **named))
+    {
         return Err(Fault::new(format!("{domain} publishes no AS root {} that is not pinned", hex(unpublished))));
     }
     let retires = !pending.missing.is_empty();
@@ -400,12 +406,11 @@ impl Service {
     async fn remove_leaves_of_retired_roots(self: &Arc<Self>, domain: &Domain) -> Result<(), Fault> {
         let Some(roots) = self.directory.roots().get(domain).cloned() else { return Ok(()) };
         self.remove_leaves_of(domain, |hub, state, tree| {
-            let is_of_domain = |leaf_index: &u32| {
-                state.members.get(leaf_index).is_some_and(|member| member.client.domain() == domain)
-            };
-            let gone = tree.claims().filter(|(leaf_index, claim)| {
-                is_of_domain(leaf_index) && roots.vouched_for_none_of(&claim.chain, hub.now)
-            });
+            let is_of_domain =
+                |leaf_index: &u32| state.members.get(leaf_index).is_some_and(|member| member.client.domain() == domain);
+            let gone = tree
+                .claims()
+                .filter(|(leaf_index, claim)| is_of_domain(leaf_index) && roots.vouched_for_none_of(&claim.chain, hub.now));
             gone.map(|(leaf_index, _)| (leaf_index, Cause::Expired)).collect()
         })
         .await

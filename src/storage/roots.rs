@@ -311,10 +311,8 @@ impl Storage {
     /// The domains whose leaves are to be looked at because a root was retired.
     pub async fn root_sweeps(&self) -> Result<Vec<Sweep>, Fault> {
         let failed = "could not read which domains have retired a root";
-        let rows = sqlx::query("SELECT domain, since_ms, begun FROM root_sweeps")
-            .fetch_all(self.readers())
-            .await
-            .context(failed)?;
+        let rows =
+            sqlx::query("SELECT domain, since_ms, begun FROM root_sweeps").fetch_all(self.readers()).await.context(failed)?;
         rows.iter()
             .map(|row| {
                 Ok(Sweep {

@@ -29,11 +29,14 @@ const IMPURE_NAMES: [&str; 14] = [
 ];
 
 /// Names with one home each: (name, layers or files that may use it).
-const HOMES: [(&str, &[&str]); 6] = [
+const HOMES: [(&str, &[&str]); 7] = [
     ("sqlx", &["storage"]),
     ("openmls", &["mls", "client"]),
     ("openmls_rust_crypto", &["client"]),
     ("hickory_resolver", &["transport"]),
+    // Only the pool's dial sequences reach another node, so that the gate, the address policy and the budgets hold for whatever
+    // wants one; a client reaches its own.
+    ("connect_with", &["federation", "client"]),
     // The environment configures nothing but what people type; fault points are for tests of real processes, the switch of a rule
     // is compiled for unit tests only.
     ("std::env", &["cli", "base/fault_points.rs", "base/rule.rs", "main.rs", "bin"]),

@@ -68,6 +68,8 @@ codes! {
     NotProcessed = 12, "not processed";
     /// Stream: whoever asked no longer waits for the answer.
     Cancelled = 13, "cancelled";
+    /// Connection and stream: the peer went on after it was told to wait, and is refused for a while.
+    OverLimits = 14, "over its limits";
 }
 
 impl CloseCode {

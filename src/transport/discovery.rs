@@ -29,6 +29,7 @@ pub use cache::Origin;
 use cache::{Cache, Failure, Lifetimes, Outcome};
 use srv::SrvRecord;
 
+use crate::base::count::{Counter, Counts, labels};
 use crate::base::{Context as _, Domain, Fault, limits};
 
 /// Which of a domain's two ports is looked for.
@@ -145,6 +146,33 @@ pub struct Discovered {
     pub origin: Origin,
 }
 
+labels! {
+    /// What a name server said to one question.
+    pub enum Lookup {
+        /// Records.
+        Found = "found",
+        /// The name does not exist (NXDOMAIN).
+        NoSuchName = "no_such_name",
+        /// The name has no such records.
+        NoRecords = "no_records",
+        /// It failed: SERVFAIL, REFUSED, or no name server could be reached.
+        Failed = "failed",
+        /// Nothing in time.
+        TimedOut = "timed_out",
+    }
+}
+
+/// What was asked since the start.
+#[derive(Debug, Default)]
+pub struct LookupCounts {
+    /// Questions to name servers, by what came of them.
+    pub asked: Counts<Lookup>,
+    /// Questions that the cache answered.
+    pub cached: Counter,
+    /// Questions that an answer beyond its TTL answered, because the name servers failed.
+    pub stale: Counter,
+}
+
 /// The SRV resolver, with its cache. Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
@@ -152,6 +180,7 @@ pub struct Resolver {
     settings: Arc<ResolverSettings>,
     fixed: Arc<HashMap<(Service, Domain), Vec<SocketAddr>>>,
     shared: Arc<Mutex<Shared>>,
+    counts: Arc<LookupCounts>,
 }
 
 /// What was answered before, and the dice.
@@ -159,6 +188,8 @@ struct Shared {
     services: Cache<String, Vec<SrvRecord>>,
     v4: Cache<String, Vec<Ipv4Addr>>,
     v6: Cache<String, Vec<Ipv6Addr>>,
+    /// Where domains are that are not looked up, as an operator has said last; before what was configured.
+    fixed: HashMap<(Service, Domain), Vec<SocketAddr>>,
     /// Counts flushes: what was asked before the last one is not kept.
     flushes: u64,
     rng: StdRng,
@@ -202,11 +233,12 @@ impl Resolver {
             services: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
             v4: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
             v6: Cache::new(limits::DNS_CACHE_ENTRIES_MAX, lifetimes),
+            fixed: HashMap::new(),
             flushes: 0,
             rng: settings.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
         };
         let (settings, shared) = (Arc::new(settings.clone()), Arc::new(Mutex::new(shared)));
-        Ok(Self { dns, settings, fixed: Arc::default(), shared })
+        Ok(Self { dns, settings, fixed: Arc::default(), shared, counts: Arc::default() })
     }
 
     /// The same resolver with `addresses` configured for domains, which are then not looked up for `service` at all. The
@@ -216,6 +248,26 @@ impl Resolver {
         let fixed = Arc::make_mut(&mut self.fixed);
         fixed.extend(addresses.into_iter().map(|(domain, addresses)| ((service, domain), addresses)));
         self
+    }
+
+    /// What was asked since the start, by this resolver and its clones.
+    pub fn counts(&self) -> &LookupCounts {
+        &self.counts
+    }
+
+    /// As [`Resolver::with_static`], for all clones and from now on; replaces what was set so before, and goes before what was
+    /// configured.
+    pub fn set_static(&self, service: Service, addresses: impl IntoIterator<Item = (Domain, Vec<SocketAddr>)>) {
+        let mut shared = self.shared();
+        shared.fixed.retain(|(of, _), _| *of != service);
+        shared.fixed.extend(addresses.into_iter().map(|(domain, addresses)| ((service, domain), addresses)));
+    }
+
+    /// Where a domain is that is not looked up.
+    fn configured(&self, service: Service, domain: &Domain) -> Option<Vec<SocketAddr>> {
+        let key = (service, domain.clone());
+        let said = self.shared().fixed.get(&key).cloned();
+        said.or_else(|| self.fixed.get(&key).cloned()).filter(|addresses| !addresses.is_empty())
     }
 
     /// Forgets every answer, stale ones and failures included, so that the next question asks the name servers again.
@@ -260,7 +312,7 @@ impl Resolver {
 
     /// As [`Resolver::resolve`], and how sure that is. The order among records of equal priority is drawn anew each time.
     pub async fn discover(&self, service: Service, domain: &Domain) -> Result<Discovered, DiscoveryError> {
-        if let Some(addresses) = self.fixed.get(&(service, domain.clone())).filter(|addresses| !addresses.is_empty()) {
+        if let Some(addresses) = self.configured(service, domain) {
             let target = |address: &SocketAddr| Target {
                 host: address.ip().to_string(),
                 port: address.port(),
@@ -351,11 +403,22 @@ impl Resolver {
         let flushes = {
             let mut shared = self.shared();
             if let Some(known) = cache(&mut shared).known(&name.to_owned(), now()) {
+                match &known {
+                    Ok((_, Origin::Stale)) => self.counts.stale.one(),
+                    _ => self.counts.cached.one(),
+                }
                 return known;
             }
             shared.flushes
         };
         let outcome = question(&self.dns, name).await;
+        self.counts.asked.one(match &outcome {
+            Ok(_) => Lookup::Found,
+            Err((Failure::NoSuchName, _)) => Lookup::NoSuchName,
+            Err((Failure::NoRecords, _)) => Lookup::NoRecords,
+            Err((Failure::Server(_), _)) => Lookup::Failed,
+            Err((Failure::TimedOut, _)) => Lookup::TimedOut,
+        });
         let mut shared = self.shared();
         if shared.flushes != flushes {
             // Asked before the flush: good enough for whoever asked, but nothing to keep.
@@ -364,6 +427,7 @@ impl Resolver {
         let failed = outcome.as_ref().err().map(|(failure, _)| failure.clone());
         let answer = cache(&mut shared).learn(name.to_owned(), outcome, now());
         if let (Ok((_, Origin::Stale)), Some(failure)) = (&answer, failed) {
+            self.counts.stale.one();
             tracing::info!(name, ?failure, "DNS fails; its last answer serves beyond its TTL");
         }
         answer

@@ -29,10 +29,10 @@ pub mod verify;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use accept::{Accepted, ConnectionHandler};
+pub use accept::{Accepted, ConnectionHandler, PortCounts, Turned};
 pub use addresses::{AddressPolicy, Network};
 pub use codes::CloseCode;
-pub use discovery::{Discovered, DiscoveryError, Origin, Resolver, ResolverSettings, Service, Target};
+pub use discovery::{Discovered, DiscoveryError, Lookup, LookupCounts, Origin, Resolver, ResolverSettings, Service, Target};
 pub use endpoint::EndpointSecret;
 pub use frame::FrameError;
 pub use sessions::Session;

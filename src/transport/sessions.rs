@@ -32,6 +32,11 @@ impl Session {
         self.not_after
     }
 
+    /// Whether the peer has made it.
+    pub(super) fn is_inbound(&self) -> bool {
+        self.connection.side().is_server()
+    }
+
     /// What the peer presented, leaf first.
     pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain

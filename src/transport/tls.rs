@@ -11,6 +11,7 @@
 //! All of them: TLS 1.3 only, no tickets and no resumption (a resumed session would skip the certificate checks), no 0-RTT
 //! (it could be replayed).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 use super::codes::CloseCode;
 use super::endpoint;
 use super::sessions::{Cut, Session, Sessions};
-use super::trust::{Source, Trust, TrustSources, certificates};
+use super::trust::{PeerTrust, Source, Trust, TrustSources, certificates};
 use super::verify::{ClientVerifier, PeerVerifier, PinnedVerifier};
 use crate::base::secret::Secret;
 use crate::base::{Context as _, Domain, Fault, UnixMillis, limits};
@@ -117,6 +118,23 @@ impl NodeTls {
     /// would not be accepted any more. Returns these.
     pub fn set_trust(&self, trust: Trust) -> Vec<Cut> {
         self.trust.store(Arc::new(trust));
+        self.cut_untrusted()
+    }
+
+    /// As [`NodeTls::set_trust`], of CAs and revocation lists only: what is different for single peers stays.
+    pub fn set_authorities(&self, trust: &Trust) -> Vec<Cut> {
+        self.trust.rcu(|current| trust.with_peers(current.peers().clone()));
+        self.cut_untrusted()
+    }
+
+    /// As [`NodeTls::set_trust`], of what is different for single peers only.
+    pub fn set_peer_trust(&self, peers: BTreeMap<Domain, PeerTrust>) -> Vec<Cut> {
+        let peers = Arc::new(peers);
+        self.trust.rcu(|current| current.with_peers(peers.clone()));
+        self.cut_untrusted()
+    }
+
+    fn cut_untrusted(&self) -> Vec<Cut> {
         let (trust, now) = (self.trust.load_full(), UnixTime::now());
         self.sessions.cut(|session| judge(&trust, session, now).err())
     }
@@ -130,6 +148,17 @@ impl NodeTls {
     /// Closes all connections of one peer, in both directions, as when the policy no longer accepts it. Returns how many.
     pub fn cut_peer(&self, domain: &Domain, code: CloseCode, reason: &str) -> usize {
         self.sessions.cut(|session| (session.domain() == domain).then(|| (code, reason.to_owned()))).len()
+    }
+
+    /// Closes the connections that one peer has made to this node. Returns how many.
+    pub fn cut_inbound(&self, domain: &Domain, code: CloseCode, reason: &str) -> usize {
+        let is_meant = |session: &Session| session.domain() == domain && session.is_inbound();
+        self.sessions.cut(|session| is_meant(session).then(|| (code, reason.to_owned()))).len()
+    }
+
+    /// The peers that are connected, in either direction, each once.
+    pub fn connected(&self) -> std::collections::BTreeSet<Domain> {
+        self.peers_not_after().into_keys().collect()
     }
 
     /// Judges the certificate that the other side of `connection` has presented as that of `domain`, which it says it is or was
@@ -156,7 +185,7 @@ impl NodeTls {
 
     /// The peers that are connected, in either direction, each with the last second in which its certificate is valid; of
     /// several certificates, the earliest.
-    pub fn peers_not_after(&self) -> std::collections::BTreeMap<Domain, UnixMillis> {
+    pub fn peers_not_after(&self) -> BTreeMap<Domain, UnixMillis> {
         self.sessions.not_after()
     }
 

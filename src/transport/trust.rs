@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject as _;
@@ -64,7 +65,7 @@ impl fmt::Debug for Pin {
 }
 
 /// What is different for the certificates of one peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PeerTrust {
     /// Keys, each of a CA or of the node itself. With at least one, nothing else vouches for this peer: neither the bundle nor the
     /// web's roots.
@@ -113,19 +114,30 @@ struct List {
 
 /// Whose certificates this node believes. Immutable: it is replaced as a whole.
 pub struct Trust {
+    authorities: Arc<Authorities>,
+    peers: Arc<BTreeMap<Domain, PeerTrust>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// What holds for every peer that has no pin.
+struct Authorities {
     anchors: Vec<TrustAnchor<'static>>,
     /// The keys of `anchors`, in the same order.
     keys: Vec<[u8; 32]>,
     /// Newest first: of several lists of one CA the newest speaks.
     lists: Vec<List>,
     refuse_stale_crls: bool,
-    peers: BTreeMap<Domain, PeerTrust>,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Trust({} CAs, {} revocation lists, {} peers)", self.anchors.len(), self.lists.len(), self.peers.len())
+        write!(
+            f,
+            "Trust({} CAs, {} revocation lists, {} peers)",
+            self.authorities(),
+            self.authorities.lists.len(),
+            self.peers.len()
+        )
     }
 }
 
@@ -169,23 +181,31 @@ impl Trust {
         lists.sort_by_key(|list| std::cmp::Reverse(list.about.this_update));
         let (anchors, keys) = roots.into_iter().map(|root| (root.anchor, root.key)).unzip();
         Ok(Self {
-            anchors,
-            keys,
-            lists,
-            refuse_stale_crls: sources.refuse_stale_crls,
-            peers: sources.peers.clone(),
+            authorities: Arc::new(Authorities { anchors, keys, lists, refuse_stale_crls: sources.refuse_stale_crls }),
+            peers: Arc::new(sources.peers.clone()),
             algorithms: rustls::crypto::ring::default_provider().signature_verification_algorithms,
         })
     }
 
+    /// The same with what is different for single peers replaced.
+    #[must_use]
+    pub fn with_peers(&self, peers: Arc<BTreeMap<Domain, PeerTrust>>) -> Self {
+        Self { authorities: self.authorities.clone(), peers, algorithms: self.algorithms }
+    }
+
+    /// What is different for single peers.
+    pub fn peers(&self) -> &Arc<BTreeMap<Domain, PeerTrust>> {
+        &self.peers
+    }
+
     /// How many CAs are trusted for every domain.
     pub fn authorities(&self) -> usize {
-        self.anchors.len()
+        self.authorities.anchors.len()
     }
 
     /// The revocation lists, newest first.
     pub fn crls(&self) -> impl Iterator<Item = &Crl> {
-        self.lists.iter().map(|list| &list.about)
+        self.authorities.lists.iter().map(|list| &list.about)
     }
 
     pub(super) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
@@ -203,7 +223,7 @@ impl Trust {
     ) -> Result<(), Error> {
         let special = self.peers.get(domain);
         match special.map(|special| special.pins.as_slice()) {
-            None | Some([]) => self.verify(&self.anchors, leaf, intermediates, now)?,
+            None | Some([]) => self.verify(&self.authorities.anchors, leaf, intermediates, now)?,
             Some(pins) => self.check_pins(pins, leaf, intermediates, now)?,
         }
         if stands_for(leaf, domain, special.is_some_and(|special| special.wildcard)) {
@@ -232,8 +252,8 @@ impl Trust {
         match by_pin {
             Some(Ok(())) => Ok(()),
             // It may name other domains, too.
-            Some(Err(error)) => self.verify(&self.anchors, leaf, intermediates, now).map_err(|_| error),
-            None => self.verify(&self.anchors, leaf, intermediates, now),
+            Some(Err(error)) => self.verify(&self.authorities.anchors, leaf, intermediates, now).map_err(|_| error),
+            None => self.verify(&self.authorities.anchors, leaf, intermediates, now),
         }
     }
 
@@ -250,7 +270,7 @@ impl Trust {
             // Nobody need vouch for a pinned node, but it must be in its time and for TLS; and a CA that is trusted anyway may
             // have revoked it.
             let alone = self.verify(&[], leaf, &[], now);
-            let under_a_ca = self.verify(&self.anchors, leaf, intermediates, now);
+            let under_a_ca = self.verify(&self.authorities.anchors, leaf, intermediates, now);
             return match (alone, under_a_ca) {
                 (_, Err(error @ Error::InvalidCertificate(CertificateError::Revoked))) => Err(error),
                 (Ok(()) | Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)), _) => Ok(()),
@@ -259,7 +279,8 @@ impl Trust {
         }
         let sent = intermediates.iter().filter(|certificate| has_pinned_key(certificate));
         let sent = sent.filter_map(|certificate| webpki::anchor_from_trusted_cert(certificate).ok());
-        let known = self.anchors.iter().zip(&self.keys).filter(|(_, key)| is_pinned(key)).map(|(anchor, _)| anchor.clone());
+        let (anchors, keys) = (&self.authorities.anchors, &self.authorities.keys);
+        let known = anchors.iter().zip(keys).filter(|(_, key)| is_pinned(key)).map(|(anchor, _)| anchor.clone());
         let anchors: Vec<TrustAnchor<'_>> = sent.chain(known).collect();
         self.verify(&anchors, leaf, intermediates, now)
     }
@@ -273,10 +294,12 @@ impl Trust {
         now: UnixTime,
     ) -> Result<(), Error> {
         let concerned = |list: &&List| list.about.concerns(leaf) || intermediates.iter().any(|one| list.about.concerns(one));
-        let lists: Vec<&CertRevocationList<'_>> = self.lists.iter().filter(concerned).map(|list| &list.list).collect();
+        let lists: Vec<&CertRevocationList<'_>> =
+            self.authorities.lists.iter().filter(concerned).map(|list| &list.list).collect();
         // A CA without a list revokes nobody: most have none here.
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            let expiration = if self.refuse_stale_crls { ExpirationPolicy::Enforce } else { ExpirationPolicy::Ignore };
+            let expiration =
+                if self.authorities.refuse_stale_crls { ExpirationPolicy::Enforce } else { ExpirationPolicy::Ignore };
             options
                 .with_depth(RevocationCheckDepth::Chain)
                 .with_status_policy(UnknownStatusPolicy::Allow)

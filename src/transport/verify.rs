@@ -220,7 +220,8 @@ impl ServerCertVerifier for PinnedVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(authority) = intermediates.iter().find(|certificate| spki_hash(certificate).is_ok_and(|hash| self.pins.contains(&hash)))
+        let Some(authority) =
+            intermediates.iter().find(|certificate| spki_hash(certificate).is_ok_and(|hash| self.pins.contains(&hash)))
         else {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         };

@@ -173,7 +173,7 @@ pub struct UnreachableDomain {
 pub enum UnreachableReason {
     /// DNS says that the domain does not exist.
     NoSuchDomain = 0,
-    /// The domain has no SRV record for federation, or one with target `.`.
+    /// The domain has no SRV record for federation, or its targets no address.
     DoesNotFederate = 1,
     /// DNS did not answer, or answered with a failure.
     DnsFailure = 2,
@@ -187,6 +187,14 @@ pub enum UnreachableReason {
     Denied = 6,
     /// An earlier try failed a moment ago; the next one is due later.
     BackingOff = 7,
+    /// An operator of the asked node has it send nothing there for now.
+    Held = 8,
+    /// DNS points only at addresses that the asked node does not dial.
+    ForbiddenAddress = 9,
+    /// The domain says in DNS that it does not federate: an SRV record with target `.`.
+    RefusesFederation = 10,
+    /// The asked node has used up what it may there, went on, and is refused for a while.
+    OverLimits = 11,
 }
 
 /// Whether a proxied request may have reached its destination.
@@ -222,7 +230,7 @@ impl Rejection {
 
     /// [`ErrorCode::RateLimited`]: the sender is to wait this long, at least a millisecond.
     pub fn rate_limited(wait: Duration) -> Self {
-        let retry_after_ms = u64::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).max(1);
+        let retry_after_ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
         Self::with(ErrorCode::RateLimited, &RetryAfter { retry_after_ms })
     }
 

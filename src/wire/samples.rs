@@ -141,6 +141,10 @@ variants! {
         Certificate: "unreachable_reason/certificate",
         Denied: "unreachable_reason/denied",
         BackingOff: "unreachable_reason/backing_off",
+        Held: "unreachable_reason/held",
+        ForbiddenAddress: "unreachable_reason/forbidden_address",
+        RefusesFederation: "unreachable_reason/refuses_federation",
+        OverLimits: "unreachable_reason/over_limits",
     }
     Sent {
         NotSent: "sent/not_sent",
@@ -264,7 +268,7 @@ const UNREACHABLE: UnreachableDomain = UnreachableDomain { why: UnreachableReaso
 
 const WRONG_EPOCH: WrongEpoch = WrongEpoch { current_epoch: 8, accepted_commit_hash: Some([0xc7; 32]) };
 
-const UNREACHABLE_REASONS: [UnreachableReason; 8] = [
+const UNREACHABLE_REASONS: [UnreachableReason; 12] = [
     UnreachableReason::NoSuchDomain,
     UnreachableReason::DoesNotFederate,
     UnreachableReason::DnsFailure,
@@ -273,6 +277,10 @@ const UNREACHABLE_REASONS: [UnreachableReason; 8] = [
     UnreachableReason::Certificate,
     UnreachableReason::Denied,
     UnreachableReason::BackingOff,
+    UnreachableReason::Held,
+    UnreachableReason::ForbiddenAddress,
+    UnreachableReason::RefusesFederation,
+    UnreachableReason::OverLimits,
 ];
 
 const QUEUE: QueueId = QueueId([0x51; 16]);

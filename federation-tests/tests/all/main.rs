@@ -4,6 +4,7 @@
 mod cli;
 mod cli_devices;
 mod client_crash;
+mod compose;
 mod corpus;
 mod crash;
 mod devices;
@@ -12,8 +13,10 @@ mod docs;
 mod gathering;
 mod idempotency;
 mod identity;
+mod lanes;
 mod leaving;
 mod network;
+mod policy;
 mod process;
 mod racing;
 mod recovery;

@@ -43,8 +43,7 @@ async fn pinned(storage: &Storage, domain: &Domain) -> Result<Vec<[u8; 32]>, Fau
 
 /// Who is in a group, as one of its members sees it.
 async fn members(client: &Client, group: &GroupUri) -> Result<Vec<String>, Fault> {
-    let mut members: Vec<String> =
-        client.members(group).await.context("no members")?.1.iter().map(ToString::to_string).collect();
+    let mut members: Vec<String> = client.members(group).await.context("no members")?.1.iter().map(ToString::to_string).collect();
     members.sort();
     Ok(members)
 }
@@ -144,7 +143,7 @@ async fn a_root_that_nobody_vouches_for_waits_for_the_operator() -> Result<(), F
 
     let again = tempfile::tempdir().context("no directory")?;
     let elsewhere = again.path().to_owned();
-    of.restart(1, async |world| {
+    of.restart_changed(1, async |world| {
         let read = |name: &str| std::fs::read_to_string(world.dir().join(name)).context("the CA cannot be read");
         let ca = TlsCa::load(&read("ca/ca.pem")?, &read("ca/ca.key")?)?;
         let config = world.config(1)?;
@@ -203,7 +202,7 @@ async fn clients_follow_their_domain_to_another_tls_ca() -> Result<(), Fault> {
     storage.close().await;
     until("the domain says so", async || Ok(of.node(0).service().own_roots().version() == 1)).await?;
     assert!(!alice.renew_certificates().await.context("alice cannot ask")?, "the same root issues");
-    of.restart(0, async |world| {
+    of.restart_changed(0, async |world| {
         let directory = world.site_dir(0).join("tls");
         let certificate = other.issue(&TlsCertificateOptions::for_domain(&world.site(0).domain), UnixMillis::now())?;
         let failed = "cannot write a certificate";

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{APPLICATION_MESSAGE_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, GROUP_LEAVES_MAX};
+use super::{APPLICATION_MESSAGE_BYTES_MAX, CLIENT_FRAME_BYTES_MAX, GROUP_LEAVES_MAX, PeerLimits};
 use crate::base::Fault;
 
 /// What an operator may set; [`Limits::default`] states the defaults. Whoever is over one is told so and pays for it, not the
@@ -52,6 +52,14 @@ pub struct Limits {
     pub claims_per_hour_max: u32,
     /// The most KeyPackage claims of one other domain's users together in an hour.
     pub claims_per_domain_per_hour_max: u32,
+    /// Requests of one other domain: a second, in the long run; ten times as many at once.
+    pub peer_requests_per_second_max: u32,
+    /// Octets of the requests of one other domain: a second, in the long run; ten times as many at once.
+    pub peer_bytes_per_second_max: u32,
+    /// Streams of one other domain at once, on all its connections together.
+    pub peer_streams_max: u32,
+    /// Connections that one other domain opens in a minute.
+    pub peer_handshakes_per_minute_max: u32,
     /// The queues that a client may have at once.
     pub queues_per_client_max: usize,
     /// The most entries in a queue (X4).
@@ -60,6 +68,16 @@ pub struct Limits {
     pub queue_bytes_max: u64,
     /// The age, in seconds, from which an entry of a queue may be dropped for a marker (X4).
     pub queue_entry_age_seconds_max: u64,
+    /// How long, in seconds, a frame waits for another domain before its lane begins anew without it (X8).
+    pub lane_age_seconds_max: u64,
+    /// The most frames that wait in one lane (X8).
+    pub lane_frames_max: u64,
+    /// The most octets of messages and recipients that wait in one lane (X8).
+    pub lane_bytes_max: u64,
+    /// A domain to which a group's lane has delivered nothing for so long, in seconds, loses its leaves there (S12).
+    pub lane_undelivered_seconds_max: u64,
+    /// And so does one that has answered for so long, in seconds, that it takes nothing of the group (S12).
+    pub lane_refused_seconds_max: u64,
 }
 
 impl Default for Limits {
@@ -86,10 +104,19 @@ impl Default for Limits {
             key_packages_per_client_max: 200,
             claims_per_hour_max: 1_000,
             claims_per_domain_per_hour_max: 20_000,
+            peer_requests_per_second_max: 2_000,
+            peer_bytes_per_second_max: 32 * 1024 * 1024,
+            peer_streams_max: 512,
+            peer_handshakes_per_minute_max: 120,
             queues_per_client_max: 8,
             queue_entries_max: 100_000,
             queue_bytes_max: 256 * 1024 * 1024,
             queue_entry_age_seconds_max: 30 * DAY,
+            lane_age_seconds_max: 14 * DAY,
+            lane_frames_max: 100_000,
+            lane_bytes_max: 256 * 1024 * 1024,
+            lane_undelivered_seconds_max: 30 * DAY,
+            lane_refused_seconds_max: DAY,
         }
     }
 }
@@ -100,6 +127,17 @@ impl Limits {
     /// Whether nothing differs from the defaults.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What one peer may use up of which nothing else is said.
+    pub fn per_peer(&self) -> PeerLimits {
+        PeerLimits {
+            requests_per_second_max: self.peer_requests_per_second_max,
+            bytes_per_second_max: self.peer_bytes_per_second_max,
+            streams_max: self.peer_streams_max,
+            handshakes_per_minute_max: self.peer_handshakes_per_minute_max,
+            claims_per_hour_max: self.claims_per_domain_per_hour_max,
+        }
     }
 
     /// Refuses what could not work: sizes over what a frame can carry, and limits that would forbid everything.
@@ -123,6 +161,10 @@ impl Limits {
             ("queues_per_client_max", self.queues_per_client_max),
             ("requests_per_client_per_second_max", self.requests_per_client_per_second_max as usize),
             ("requests_per_group_per_second_max", self.requests_per_group_per_second_max as usize),
+            ("peer_requests_per_second_max", self.peer_requests_per_second_max as usize),
+            ("peer_bytes_per_second_max", self.peer_bytes_per_second_max as usize),
+            ("peer_streams_max", self.peer_streams_max as usize),
+            ("peer_handshakes_per_minute_max", self.peer_handshakes_per_minute_max as usize),
         ];
         match at_least_one.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => Err(Fault::new(format!("limits: {name} is 0, which forbids everything"))),

@@ -1,4 +1,4 @@
-//! `[dns]`, `[dial]` and `[peers]`: how other domains are found and reached.
+//! `[dns]`, `[dial]`, `[federation]` and `[peers]`: how other domains are found and reached, and which may federate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -7,8 +7,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
-use crate::base::{Domain, Fault, limits};
-use crate::federation::{Backoff, DialSettings};
+use crate::base::limits::{self, PeerLimitsOverride};
+use crate::base::{Domain, Fault};
+use crate::federation::policy::{Access, Mode};
+use crate::federation::{Backoff, DialSettings, PeerOverride, PeerPolicies};
 use crate::transport::{AddressPolicy, Network, PeerTrust, Pin, ResolverSettings};
 
 /// `[dns]`.
@@ -62,6 +64,14 @@ impl Dns {
     }
 }
 
+/// `[federation]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Federation {
+    /// What holds for a peer of which nothing is said: `open`, `allow-list` or `deny-list`.
+    pub mode: Mode,
+}
+
 /// `[dial]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -105,6 +115,32 @@ pub struct Peer {
     /// Whether a certificate for `*.<rest>` will do, when the peer's domain is `<label>.<rest>`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub wildcard: bool,
+    /// Whether it may federate, whatever the mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+    /// Whether nothing is sent to it for now; what waits for it stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
+    /// How much it may ask for, where that differs from `[limits]`.
+    #[serde(skip_serializing_if = "PeerLimitsOverride::is_empty")]
+    pub limits: PeerLimitsOverride,
+}
+
+impl Peer {
+    /// The same as the policies have it; what is not written down is not said.
+    fn said(&self) -> PeerOverride {
+        let written = |flag: bool| flag.then_some(true);
+        PeerOverride {
+            access: self.access,
+            hold: written(self.hold),
+            reason: None,
+            addresses: Some(self.addresses.clone()).filter(|addresses| !addresses.is_empty()),
+            exempt: Some(self.exempt.clone()).filter(|exempt| !exempt.is_empty()),
+            pins: Some(self.pins.clone()).filter(|pins| !pins.is_empty()),
+            wildcard: written(self.wildcard),
+            limits: Some(self.limits).filter(|limits| !limits.is_empty()),
+        }
+    }
 }
 
 impl Config {
@@ -134,11 +170,15 @@ impl Config {
             if *domain == self.domain {
                 return Err(Fault::new(format!("peers: {domain} is the domain that this node serves")));
             }
-            if peer.addresses.len() > most {
-                return Err(Fault::new(format!("peers: {domain} has more than {most} addresses")));
-            }
+            peer.said().check().map_err(|why| Fault::new(format!("peers: {domain} has {why}")))?;
         }
         Ok(())
+    }
+
+    /// Who may federate, and what is different for single peers.
+    pub fn peer_policies(&self) -> PeerPolicies {
+        let said = self.peers.iter().map(|(domain, peer)| (domain.clone(), peer.said()));
+        PeerPolicies::new(self.federation.mode, self.limits.per_peer(), said.collect())
     }
 
     /// The peers that are not looked up in DNS, and where they are.
@@ -149,24 +189,21 @@ impl Config {
 
     /// What is different for the certificates of single peers.
     pub fn peer_trust(&self) -> BTreeMap<Domain, PeerTrust> {
-        let different = self.peers.iter().filter(|(_, peer)| peer.wildcard || !peer.pins.is_empty());
-        different.map(|(domain, peer)| (domain.clone(), PeerTrust { pins: peer.pins.clone(), wildcard: peer.wildcard })).collect()
+        self.peer_policies().trust()
     }
 
     /// Where peers may be dialled, and how long to wait for those that fail.
     pub fn dial_settings(&self) -> DialSettings {
-        let addresses = self.peers.iter().fold(AddressPolicy::exempting(self.dial.exempt.clone()), |policy, (domain, peer)| {
-            let written = peer.addresses.iter().map(|address| Network::from(address.ip()));
-            policy.and_for(domain, peer.exempt.iter().copied().chain(written))
-        });
+        let addresses = AddressPolicy::exempting(self.dial.exempt.clone());
         let backoff = Backoff { max: Duration::from_secs(self.dial.retry_seconds_max), ..Backoff::default() };
-        DialSettings { addresses, backoff }
+        DialSettings { addresses, policies: self.peer_policies(), backoff }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::federation::policy::Denial;
 
     const SAMPLE: &str = include_str!("../../../configs/node.toml");
 
@@ -183,7 +220,8 @@ mod tests {
         .expect("valid");
         let (b, c): (Domain, Domain) = ("b.example".parse().expect("a domain"), "c.example".parse().expect("a domain"));
         assert_eq!(config.static_addresses()[&b], ["192.168.7.7:7443".parse().expect("an address")]);
-        let policy = config.dial_settings().addresses;
+        let settings = config.dial_settings();
+        let policy = settings.policies.address_policy(&settings.addresses);
         for (address, of_b, of_c) in [
             ("10.1.0.1", true, true),
             ("192.168.7.7", true, false),
@@ -198,6 +236,25 @@ mod tests {
     }
 
     #[test]
+    fn who_may_federate_is_read_and_written_back() {
+        let said = "[peers.\"b.example\"]\naccess = \"allow\"\nhold = true\nlimits = { streams_max = 9 }\nwildcard = true\n\
+                    [peers.\"c.example\"]\nwildcard = true";
+        let config = with(said).expect("valid");
+        let (b, c): (Domain, Domain) = ("b.example".parse().expect("a domain"), "c.example".parse().expect("a domain"));
+        assert_eq!(config.federation.mode, Mode::Open, "as the sample has it");
+        for (mode, of_c) in [(Mode::Open, None), (Mode::DenyList, None), (Mode::AllowList, Some(Denial::NotListed))] {
+            let config = Config { federation: Federation { mode }, ..config.clone() };
+            let policies = config.peer_policies();
+            assert_eq!((policies.denied(&b), policies.denied(&c)), (None, of_c), "an entry alone allows nobody");
+            assert_eq!((policies.of(&b).held, policies.limits(&b).streams_max, policies.of(&c).held), (true, 9, false));
+            assert_eq!(Config::parse(&config.to_toml().expect("it can be written")).expect("and read back"), config);
+        }
+        assert!(with(said).expect("valid").peer_trust()[&c].wildcard);
+        let typo = Config::parse(&SAMPLE.replace("mode = \"open\"", "mode = \"closed\"")).expect_err("no such mode").to_string();
+        assert!(typo.contains("closed") && typo.contains("allow-list"), "{typo}");
+    }
+
+    #[test]
     fn what_could_not_work_is_refused_in_a_sentence() {
         for (more, says) in [
             ("srv_records_max = 0", "nobody would be found"),
@@ -209,6 +266,9 @@ mod tests {
             ("[dial]\nexempted = []", "unknown field"),
             ("[peers.\"a.example\"]\naddresses = []", "the domain that this node serves"),
             ("[peers.b]\naddresses = []", "not a domain"),
+            ("[peers.\"b.example\"]\nlimits = { requests_per_second_max = 0 }", "b.example has a requests_per_second_max of 0"),
+            ("[peers.\"b.example\"]\nlimits = { requests_max = 1 }", "unknown field"),
+            ("[peers.\"b.example\"]\naccess = \"denied\"", "unknown variant"),
             ("[peers.\"b.example\"]\naddress = []", "unknown field"),
         ] {
             let fault = with(more).expect_err(more).to_string();

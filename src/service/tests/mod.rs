@@ -11,6 +11,7 @@ mod joins;
 mod keys;
 mod lanes;
 mod messages;
+mod peers;
 mod proposals;
 mod queues;
 mod removals;

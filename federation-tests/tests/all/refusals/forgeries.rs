@@ -27,11 +27,7 @@ async fn each_forgery_has_its_own_error() -> Result<(), Fault> {
     let (a, b, c) = (stage.domain(0), stage.domain(1), stage.domain(2));
     let (through_b, through_c) = (peer(&stage, 1).await?, peer(&stage, 2).await?);
     let good = alice.queue_for(&b)?.client_queue_information;
-    let lane = Lane {
-        raw: through_b.clone(),
-        group: GroupUri::new(&b, &stage.rng.random()),
-        incarnation: Incarnation::random(),
-    };
+    let lane = Lane { raw: through_b.clone(), group: GroupUri::new(&b, &stage.rng.random()), incarnation: Incarnation::random() };
     let first = frame(1, &[&good], "one");
     let accepted = LaneResult::Accepted(vec![taken(1, &[Good])].into());
     assert_eq!(lane.send(vec![first.clone()]).await?, accepted, "the control of frames");
