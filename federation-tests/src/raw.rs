@@ -86,7 +86,7 @@ impl Raw {
         pin: [u8; 32],
         identity: Option<&tls::ClientIdentity>,
     ) -> Result<Self, Ended> {
-        let config = tls::client_config(pin, identity).map_err(|fault| Ended::Other(fault.to_string()))?;
+        let config = tls::client_config(&[pin], identity).map_err(|fault| Ended::Other(fault.to_string()))?;
         Self::dial(config, address, domain).await
     }
 

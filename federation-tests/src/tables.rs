@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Column as _, ConnectOptions as _, Row as _, TypeInfo a
 
 /// Every table that a request may change. `domains` is not one of them: what another domain publishes is pinned whenever its
 /// credentials are first looked at, whatever becomes of the request that brought them.
-const TABLES: [&str; 23] = [
+const TABLES: [&str; 25] = [
     "groups",
     "group_members",
     "group_snapshots",
@@ -35,6 +35,8 @@ const TABLES: [&str; 23] = [
     "revoked_keys",
     "blocks",
     "user_hubs",
+    "as_roots",
+    "root_statements",
 ];
 
 /// How long frames may take to their remote domains before a test gives up on them.

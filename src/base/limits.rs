@@ -55,11 +55,29 @@ pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
 /// The most AS roots a domain may publish.
 pub const AS_ROOTS_MAX: usize = 8;
 
+/// The most statements about its AS roots that a domain publishes: who has missed more than so many cannot follow by itself (X2).
+pub const AS_ROOT_STATEMENTS_MAX: usize = 16;
+
+/// How often the domains whose AS roots are pinned are asked whether they have others by now.
+pub const AS_ROOTS_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// How soon after the last time, when a chain leads to no known root.
+pub const AS_ROOTS_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a client that asks about a pinned domain waits for that domain to be asked anew.
+pub const AS_ROOTS_WAIT: Duration = Duration::from_secs(3);
+
+/// How often a client asks its own domain whether its certificates are to be renewed.
+pub const CLIENT_RENEWAL_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// The most TLS CAs that a domain vouches for to its clients.
+pub const TLS_CA_HASHES_MAX: usize = 8;
+
 /// The most domains whose AS roots are fetched for one request.
 pub const UNKNOWN_DOMAINS_MAX: usize = 16;
 
 /// The largest `domain_info` of another domain, in octets.
-pub const DOMAIN_INFO_BYTES_MAX: usize = 64 * 1024;
+pub const DOMAIN_INFO_BYTES_MAX: usize = 128 * 1024;
 
 /// How long an invitation token is valid.
 pub const INVITATION_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);

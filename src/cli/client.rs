@@ -302,6 +302,7 @@ fn meaning(rejection: &Rejection) -> Option<&'static str> {
         ErrorCode::InvalidCredential => "this client's or its user's key is revoked or has expired",
         ErrorCode::RateLimited => "that was too often: try again later",
         ErrorCode::NotAuthorized => "that is not this client's to do",
+        ErrorCode::WrongOrigin => "that domain takes this for somebody else's request: the nodes' operators have to look into it",
         ErrorCode::ReplayedOrStale => "the clocks of client and node are too far apart",
         ErrorCode::TooLarge => "that is over a limit",
         ErrorCode::Internal => "the node failed; its operator's log says why",

@@ -8,5 +8,6 @@ mod admin;
 mod certs;
 mod lanes;
 mod peers;
+mod roots;
 mod table;
 mod users;

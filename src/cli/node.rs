@@ -11,6 +11,7 @@ use super::certs::{self, CertsCommand};
 use super::doctor::{self, DoctorArguments};
 use super::lanes::{self, LanesArguments};
 use super::peers::{self, HealthArguments, PeersCommand};
+use super::roots::{self, RootsCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
@@ -55,6 +56,9 @@ enum Command {
     DeadLetters(LanesArguments),
     /// Ask the running node whether it does its work: exit code 0 if so.
     Health(HealthArguments),
+    /// AS roots: the domain's own, and those of other domains that wait for approval.
+    #[command(subcommand)]
+    Roots(RootsCommand),
 }
 
 #[derive(clap::Args)]
@@ -103,6 +107,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Lanes(arguments) => on_runtime(lanes::list(arguments)),
         Command::DeadLetters(arguments) => on_runtime(lanes::dead_letters(arguments)),
         Command::Health(arguments) => on_runtime(peers::health(arguments)),
+        Command::Roots(command) => on_runtime(roots::run(command)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

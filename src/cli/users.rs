@@ -89,7 +89,7 @@ pub(super) async fn run(command: UsersCommand) -> Result<(), Fault> {
     }
 }
 
-async fn open(config: &Config) -> Result<Storage, Fault> {
+pub(super) async fn open(config: &Config) -> Result<Storage, Fault> {
     let storage = Storage::open_beside(&config.data).await?;
     let there = stored_domain(&storage).await?;
     let domain: Option<Domain> = there.as_deref().and_then(|there| there.parse().ok());

@@ -46,7 +46,7 @@ impl Client {
             // Nobody else may take it up: whether it is sent is the caller's business.
             self.make(move |core| core.make_commit(&group, Plan::Update, Vec::new(), None)).await?.keep()
         };
-        let question = Question::kept(&made, true, &self.shared.leaf.key)?;
+        let question = Question::kept(&made, true, &self.shared.leaf_key)?;
         match (made.purpose, question.service) {
             (Purpose::Commit { epoch, hash, .. }, Service::Ds(message)) => match message.request {
                 DsRequest::UpdateClient(body) => Ok(BuiltCommit {
@@ -93,7 +93,7 @@ impl Client {
     pub async fn sign_as_member(&self, group: &GroupUri, id: RequestId, request: DsRequest) -> Result<ClientRequest> {
         let index = self.leaf_index(group).await?;
         let content = Content::new(group.hub(), id, self.shared.now(), ds(DsSenderId::LeafIndex(index), request));
-        Ok(content.sign(&self.shared.leaf.key))
+        Ok(content.sign(&self.shared.leaf_key))
     }
 
     /// The index of this client's leaf in the group.

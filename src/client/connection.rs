@@ -1,11 +1,15 @@
 //! [`Node`]: the client's connection to its own node, made when needed and made again when it breaks.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, PoisonError};
 
+use arc_swap::ArcSwap;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::mls::Leaf;
+use crate::base::secret::Secret;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::discovery::{Resolver, ResolverSettings, Service};
 use crate::transport::endpoint::{self, EndpointSecret};
@@ -22,24 +26,27 @@ pub(super) struct NoAnswer(String);
 pub(super) struct Node {
     domain: Domain,
     resolver: Resolver,
-    config: quinn::ClientConfig,
+    config: ArcSwap<quinn::ClientConfig>,
+    /// The TLS CAs that are trusted, by SHA-256 of their keys.
+    pins: std::sync::Mutex<Vec<[u8; 32]>>,
     /// One per address family, made when first dialled.
     endpoints: Mutex<[Option<Endpoint>; 2]>,
     connection: Mutex<Option<Connection>>,
 }
 
 impl Node {
-    /// The node of `domain`, whose TLS CA's key has the SHA-256 hash `pin`. Connects only when there is something to ask.
+    /// The node of `domain`, whose TLS CA's key has one of the SHA-256 hashes `pins`. Connects only when there is something to ask.
     pub(super) fn new(
         domain: &Domain,
         resolver: &[SocketAddr],
-        pin: [u8; 32],
+        pins: &[[u8; 32]],
         identity: Option<&ClientIdentity>,
     ) -> Result<Self, Fault> {
         Ok(Self {
             domain: domain.clone(),
             resolver: Resolver::new(&ResolverSettings { servers: resolver.to_vec(), ..ResolverSettings::default() })?,
-            config: tls::client_config(pin, identity)?,
+            config: ArcSwap::from_pointee(tls::client_config(pins, identity)?),
+            pins: std::sync::Mutex::new(pins.to_vec()),
             endpoints: Mutex::default(),
             connection: Mutex::default(),
         })
@@ -88,6 +95,18 @@ impl Node {
         }
     }
 
+    /// From now on connects with these certificates and trusts these TLS CAs. `renewed`: the certificates are new; the connection
+    /// that is there, by the old ones, stays until it ends.
+    pub(super) async fn present(&self, pins: &[[u8; 32]], leaf: &Leaf, renewed: bool) -> Result<(), Fault> {
+        let differ = *self.pins.lock().unwrap_or_else(PoisonError::into_inner) != pins;
+        if renewed || differ {
+            let identity = ClientIdentity { chain: leaf.chain.clone(), key: Secret::new(leaf.key.pkcs8().expose().to_vec()) };
+            self.config.store(Arc::new(tls::client_config(pins, Some(&identity))?));
+            *self.pins.lock().unwrap_or_else(PoisonError::into_inner) = pins.to_vec();
+        }
+        Ok(())
+    }
+
     async fn connection(&self, deadline: Instant) -> Result<Connection, NoAnswer> {
         // Held while dialling: whoever else asks wants the same connection.
         let mut current = match timeout_at(deadline, self.connection.lock()).await {
@@ -134,7 +153,7 @@ impl Node {
             }
         };
         let told = |error: &dyn std::fmt::Display| NoAnswer(format!("{address}: {error}"));
-        let connecting = endpoint.connect_with(self.config.clone(), address, self.domain.as_str());
+        let connecting = endpoint.connect_with(quinn::ClientConfig::clone(&self.config.load()), address, self.domain.as_str());
         connecting.map_err(|error| told(&error))?.await.map_err(|error| told(&error))
     }
 }

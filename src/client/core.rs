@@ -14,6 +14,7 @@ use super::history::{History, HistoryLine};
 use super::joining::receipt_is_of;
 use super::log::{self, EventLog};
 use super::mls::{self, Leaf, Provider};
+use super::renewal::{kept_info, pin};
 use super::seal;
 use super::state::{Group, GroupStatus, Queue, State, Store};
 use crate::base::bytes::hex;
@@ -23,7 +24,6 @@ use crate::wire::ds::ClientQueueConfig;
 use crate::wire::info::DomainInfo;
 use crate::wire::qs::{QueueBinding, QueueInformation};
 use crate::wire::receipt::Receipt;
-use crate::wire::{decode, encode};
 
 pub(super) type Result<T> = std::result::Result<T, ClientError>;
 
@@ -37,6 +37,8 @@ pub(super) struct Core {
     pub(super) leaf: Arc<Leaf>,
     pub(super) me: ClientUri,
     roots: HashMap<Domain, Arc<AsRoots>>,
+    /// Domains that are to be asked anew: something that came at this time led to none of their roots.
+    pub(super) doubted: HashMap<Domain, UnixMillis>,
     history: History,
     log: Option<EventLog>,
     /// Event log lines and history lines that the next state write makes true.
@@ -83,6 +85,7 @@ impl Core {
             leaf,
             me,
             roots: HashMap::new(),
+            doubted: HashMap::new(),
             history,
             log,
             new_log_lines: Vec::new(),
@@ -196,7 +199,7 @@ impl Core {
 
     /// What `domain` published when it was first seen.
     pub(super) fn domain_info(&self, domain: &Domain) -> Option<DomainInfo> {
-        self.state.domains.get(domain.as_str()).and_then(|octets| decode(&octets.0).ok())
+        self.state.domains.get(domain.as_str()).and_then(|octets| kept_info(&octets.0).ok())
     }
 
     /// The pinned AS roots of `domain`; `None` when it has not been seen yet.
@@ -206,14 +209,22 @@ impl Core {
         }
         let info = self.domain_info(domain)?;
         let roots = info.as_roots.into_iter().map(crate::wire::Opaque::into_vec).collect();
-        let roots = Arc::new(AsRoots::new(domain.clone(), roots).ok()?);
+        let roots = Arc::new(AsRoots::new(domain.clone(), roots).ok()?.asked_at(UnixMillis(0)));
         self.roots.insert(domain.clone(), roots.clone());
         Some(roots)
     }
 
-    /// Pins what `domain` publishes. Roots that differ from those seen before are refused: a rollover wants a person's word.
+    /// Pins what `domain` publishes. Roots that differ from those seen before are refused unless one of these vouches for them.
     pub(super) fn pin(&mut self, domain: &Domain, info: &DomainInfo) -> Result<()> {
-        pin(&mut self.state, domain, info)
+        let now = self.now();
+        let pinned = pin(&mut self.state, domain, info, now);
+        // Whatever came of it: it was asked, and after what led there, wrong as the clock may be.
+        let asked = self.doubted.remove(domain).map_or(now, |doubted| doubted.max(now));
+        self.roots.remove(domain);
+        if let Some(roots) = self.roots(domain) {
+            self.roots.insert(domain.clone(), Arc::new(AsRoots::clone(&roots).asked_at(asked)));
+        }
+        pinned
     }
 
     /// A queue config for a leaf of ours, sealed to the own QS.
@@ -264,21 +275,4 @@ impl Core {
     pub(super) fn receipt_is_good(&self, group: &GroupUri, epoch: u64, hash: &[u8; 32], receipt: &Receipt) -> bool {
         self.groups.get(group).is_some_and(|mls| receipt_is_of(mls, group, epoch, hash, receipt))
     }
-}
-
-/// As [`Core::pin`], also before there is a core.
-pub(super) fn pin(state: &mut State, domain: &Domain, info: &DomainInfo) -> Result<()> {
-    if *info.domain != *domain.as_bytes() {
-        return Err(ClientError::Untrusted(format!("asked about {domain}, the node answered about another domain")));
-    }
-    let roots: Vec<Vec<u8>> = info.as_roots.iter().map(|root| root.to_vec()).collect();
-    AsRoots::new(domain.clone(), roots).map_err(|error| ClientError::Untrusted(format!("the AS roots of {domain}: {error}")))?;
-    if let Some(known) = state.domains.get(domain.as_str()) {
-        let known: DomainInfo = decode(&known.0).context("a pinned domain is damaged")?;
-        if known.as_roots != info.as_roots {
-            return Err(ClientError::Untrusted(format!("{domain} has other AS roots than when it was first seen")));
-        }
-    }
-    state.domains.insert(domain.to_string(), super::state::Blob(encode(info)));
-    Ok(())
 }

@@ -345,7 +345,7 @@ impl Client {
         self.ask_account_by(request, self.deadline()).await
     }
 
-    async fn ask_account_by(&self, request: AccountsRequest, deadline: Instant) -> Result<Reply> {
+    pub(super) async fn ask_account_by(&self, request: AccountsRequest, deadline: Instant) -> Result<Reply> {
         let certificates = self.chain().last().map(|der| Opaque::from(der.as_slice())).into_iter().collect();
         let service = Service::Accounts(AccountsMessage { certificates, request });
         self.ask_with(&self.shared.user_key, self.uri().domain(), service, deadline).await

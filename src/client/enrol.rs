@@ -8,10 +8,11 @@ use std::path::Path;
 use tokio::time::Instant;
 
 use super::connection::Node;
-use super::core::{Result, pin};
+use super::core::Result;
 use super::error::ClientError;
 use super::mls::Provider;
 use super::outbox::Question;
+use super::renewal::{pin, tls_pins};
 use super::state::{Account, Blob, Origin, Queue, State, Store};
 use super::{Client, ClientSettings};
 use crate::base::crypto::SigningKey;
@@ -67,7 +68,7 @@ impl Client {
     pub(super) async fn finish_enrolment(&self, deadline: Instant) -> Result<()> {
         let (queue, request) = self.transact(|core| Ok((core.state.queue.clone(), core.state.account.queue_request))).await?;
         if queue.is_none() {
-            let certificates = self.chain().iter().map(|der| Opaque::from(der.as_slice())).collect();
+            let certificates = self.certificates();
             let create = QsRequest::Create(CreateQueue { owner_key: self.owner_key().public().into() });
             let service = Service::Qs(QsMessage { sender: QsSender::Client(certificates), request: create });
             let destination = self.uri().domain().clone();
@@ -167,12 +168,12 @@ pub(super) fn new_state(device: &str, origin: Origin, settings: &ClientSettings)
 pub(super) async fn pin_own_domain(state: &mut State, deadline: Instant) -> Result<(AsRoots, UnixMillis)> {
     let account = &state.account;
     let domain: Domain = account.domain.parse().context("the state names no domain")?;
-    let node = Node::new(&domain, &account.resolver, account.tls_ca_spki_hash, None)?;
+    let node = Node::new(&domain, &account.resolver, &tls_pins(state), None)?;
     let asked = ask_info(&node, &domain, &mut state.clock_offset_ms, deadline).await;
     node.close().await;
     let info = asked?;
-    pin(state, &domain, &info)?;
     let now = UnixMillis(UnixMillis::now().0.saturating_add_signed(state.clock_offset_ms));
+    pin(state, &domain, &info, now)?;
     Ok((roots_of(&domain, info)?, now))
 }
 
@@ -196,7 +197,7 @@ async fn ask_info(node: &Node, domain: &Domain, offset: &mut i64, deadline: Inst
 async fn ask_for_certificate(state: &mut State, deadline: Instant) -> Result<()> {
     let account = &state.account;
     let domain: Domain = account.domain.parse().context("the state names no domain")?;
-    let node = Node::new(&domain, &account.resolver, account.tls_ca_spki_hash, None)?;
+    let node = Node::new(&domain, &account.resolver, &tls_pins(state), None)?;
     let done = enrol_over(&node, state, &domain, deadline).await;
     node.close().await;
     done
@@ -209,7 +210,7 @@ async fn enrol_over(node: &Node, state: &mut State, domain: &Domain, deadline: I
     let user_key = SigningKey::from_pkcs8(&state.account.user_key.0)?;
     let mut offset = state.clock_offset_ms;
     let info = ask_info(node, domain, &mut offset, deadline).await?;
-    pin(state, domain, &info)?;
+    pin(state, domain, &info, UnixMillis(UnixMillis::now().0.saturating_add_signed(offset)))?;
     let enrol = Enrol { token: token.as_slice().into(), certificate_request: certificate_request.0.into() };
     let message = AccountsMessage { certificates: List::default(), request: AccountsRequest::Enrol(enrol) };
     let service = Service::Accounts(message);

@@ -170,7 +170,7 @@ impl Client {
     pub(super) fn key_of(&self, purpose: &Purpose) -> &SigningKey {
         match purpose {
             Purpose::Join { how: JoinHow::Client | JoinHow::Open, .. } => &self.shared.user_key,
-            _ => &self.shared.leaf.key,
+            _ => &self.shared.leaf_key,
         }
     }
 

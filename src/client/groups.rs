@@ -8,17 +8,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::core::{Core, Result};
 use super::error::ClientError;
-use super::mls::{self, LeafClaim};
+use super::mls;
 use super::outbox::{Held, Question};
 use super::outgoing::{Answer, CommitOutcome, MessageOutcome};
 use super::state::{Group, Outgoing, Plan, Purpose};
 use super::{Client, GroupSummary};
 use crate::base::ids::RequestId;
 use crate::base::{ClientUri, Fault, GroupUri, UserUri, limits};
+use crate::wire::Reply;
 use crate::wire::error::ErrorCode;
 use crate::wire::keys::{ClaimKeyPackages, KeysMessage, KeysRequest};
 use crate::wire::request::Service;
-use crate::wire::{Rejection, Reply};
 
 /// A message that the hub has accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -338,30 +338,21 @@ impl Client {
         let domain = user.domain().clone();
         self.domain_info(&domain, deadline).await?;
         let request = KeysRequest::Claim(ClaimKeyPackages { user: user.to_bytes().into(), ciphersuite: mls::CIPHERSUITE_ID });
-        let certificates = self.shared.leaf.chain.iter().map(|der| der.as_slice().into()).collect();
+        let certificates = self.certificates();
         let service = Service::Keys(KeysMessage { certificates, request });
         let reply = self.ask(&domain, service, deadline).await?;
         let Reply::KeyPackages(packages) = reply else {
             return Err(ClientError::Untrusted(format!("{domain} answered a claim with something else")));
         };
-        let user = user.clone();
-        self.transact(move |core| {
-            let roots = core.roots(&domain).ok_or_else(|| Fault::new("a domain that was just pinned is gone"))?;
-            let now = core.now();
-            let mut checked = Vec::new();
-            for claimed in packages {
-                let not_trusted = |why: String| ClientError::Untrusted(format!("a KeyPackage of {user}: {why}"));
-                let package = mls::read_key_package(&core.provider, &claimed.key_package).map_err(not_trusted)?;
-                let claim = LeafClaim::of_leaf(package.leaf_node()).map_err(not_trusted)?;
-                let client = claim.check(&roots, now).map_err(not_trusted)?;
-                if client.user() != &user || client.to_bytes() != *claimed.client {
-                    return Err(not_trusted(format!("it is {client}'s")));
-                }
-                checked.push(package);
+        let now = self.shared.now();
+        loop {
+            let (user, packages) = (user.clone(), packages.clone());
+            if let Some(checked) = self.transact(move |core| core.check_claimed(&user, packages, now)).await? {
+                return Ok(checked);
             }
-            if checked.is_empty() { Err(Rejection::new(ErrorCode::UnknownUser).into()) } else { Ok(checked) }
-        })
-        .await
+            // One is by a root that is not known: the domain is asked again, and then it is decided.
+            self.domain_info(&domain, deadline).await?;
+        }
     }
 
     /// Takes in what the queue has until `group` is past `epoch`: what the hub says is on its way here.

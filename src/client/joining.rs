@@ -21,6 +21,7 @@ use super::state::{Blob, GroupStatus, JoinHow, Outgoing, Purpose, Values};
 use crate::base::bytes::hex;
 use crate::base::crypto::{SigningKey, sha256};
 use crate::base::ids::RequestId;
+use crate::base::limits::AS_ROOTS_RETRY;
 use crate::base::{ClientUri, Domain, Fault, GroupUri};
 use crate::identity::revoked::key_hash;
 use crate::wire::ds::{DsMessage, DsRequest, DsSenderId, GroupJoin, GroupUpdate};
@@ -211,7 +212,8 @@ impl Core {
         for (_, leaf) in mls.treesync().full_leaves().filter(|(index, _)| *index != own) {
             let claim = LeafClaim::of_leaf(leaf).map_err(ClientError::Untrusted)?;
             let domain = claim.domain().map_err(ClientError::Untrusted)?;
-            let Some(roots) = self.roots(&domain) else { return Ok(Err(domain)) };
+            let asked = now.minus(AS_ROOTS_RETRY);
+            let Some(roots) = self.roots_for(&domain, &claim.chain, asked) else { return Ok(Err(domain)) };
             others.push(claim.check_existing(&roots, now).map_err(ClientError::Untrusted)?);
         }
         Ok(Ok(others))

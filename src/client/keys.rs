@@ -33,7 +33,7 @@ impl Client {
     }
 
     async fn top_up(&self, deadline: Instant) -> Result<()> {
-        let certificates = self.shared.leaf.chain.iter().map(|der| der.as_slice().into()).collect();
+        let certificates = self.certificates();
         let service = Service::Keys(KeysMessage { certificates, request: KeysRequest::Count });
         let reply = self.ask(self.shared.me.domain(), service, deadline).await?;
         let Reply::KeyPackageCount(count) = reply else {

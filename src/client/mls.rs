@@ -252,12 +252,17 @@ pub(super) struct Change {
 
 /// Makes a Commit of `change` and all pending proposals; it stays pending.
 pub(super) fn commit(provider: &Provider, leaf: &Leaf, group: &mut MlsGroup, change: Change) -> Result<NewCommit, Fault> {
+    // A leaf that gets new keys gets the certificates that there are by now, too.
+    let outdated = group.own_leaf_node().is_some_and(|own| *own.credential() != leaf.credential().credential);
     let mut builder = group
         .commit_builder()
         .consume_proposal_store(true)
         .force_self_update(change.update)
         .propose_adds(change.adds)
         .propose_removals(change.removes);
+    if change.update && outdated {
+        builder = builder.leaf_node_parameters(LeafNodeParameters::builder().with_credential_with_key(leaf.credential()).build());
+    }
     if let Some(extensions) = change.extensions {
         builder = builder.propose_group_context_extensions(extensions).map_err(failed("change the group's extensions"))?;
     }
@@ -328,7 +333,8 @@ pub(super) struct NewProposal {
 
 /// Proposes new keys for the own leaf.
 pub(super) fn propose_update(provider: &Provider, leaf: &Leaf, group: &mut MlsGroup) -> Result<NewProposal, Fault> {
-    let parameters = LeafNodeParameters::builder().with_capabilities(capabilities()).build();
+    let parameters =
+        LeafNodeParameters::builder().with_credential_with_key(leaf.credential()).with_capabilities(capabilities()).build();
     let (message, reference) =
         group.propose_self_update(provider, &leaf.signer(), parameters).map_err(failed("propose an Update"))?;
     Ok(NewProposal { message: message.to_bytes().map_err(failed("encode a proposal"))?, reference })

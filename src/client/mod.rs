@@ -38,6 +38,7 @@ mod outgoing;
 mod pairing;
 mod receive;
 mod removals;
+mod renewal;
 mod resume;
 mod seal;
 mod state;
@@ -55,6 +56,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
@@ -69,6 +71,7 @@ pub use self::history::HistoryLine;
 pub use self::listen::Listener;
 use self::mls::{Leaf, Provider};
 use self::outbox::{Busy, NotConfirmed, Question};
+use self::renewal::tls_pins;
 pub use self::state::GroupStatus;
 use self::state::{State, Store};
 pub use self::upkeep::Waiting;
@@ -173,7 +176,9 @@ struct Shared {
     node: Node,
     dir: PathBuf,
     me: ClientUri,
-    leaf: Arc<Leaf>,
+    /// The certificates may be renewed, the key never is.
+    leaf: ArcSwap<Leaf>,
+    leaf_key: SigningKey,
     user_key: SigningKey,
     owner_key: SigningKey,
     request_deadline: Duration,
@@ -202,6 +207,8 @@ struct Shared {
     key_packages_used: AtomicBool,
     /// When the KeyPackages are to be counted in any case: others claim them without ever sending a Welcome, and they expire.
     key_packages_due: std::sync::Mutex<Instant>,
+    /// When the own domain is to be asked whether the certificates are to be renewed.
+    renewal_due: std::sync::Mutex<Instant>,
 }
 
 /// Events not handed out yet.
@@ -278,7 +285,7 @@ impl Client {
         let domain: Domain = account.domain.parse().context("the state names no domain")?;
         let resolver = if settings.resolver.is_empty() { account.resolver.clone() } else { settings.resolver };
         let identity = ClientIdentity { chain: leaf.chain.clone(), key: Secret::new(leaf.key.pkcs8().expose().to_vec()) };
-        let node = Node::new(&domain, &resolver, account.tls_ca_spki_hash, Some(&identity))?;
+        let node = Node::new(&domain, &resolver, &tls_pins(&state), Some(&identity))?;
         let clock_offset_ms = AtomicI64::new(state.clock_offset_ms);
         let dir = store.dir().to_owned();
         let core = {
@@ -293,7 +300,9 @@ impl Client {
                 node,
                 dir,
                 me,
-                leaf,
+                leaf_key: leaf.key.clone(),
+                leaf: ArcSwap::from(leaf),
+                renewal_due: std::sync::Mutex::new(Instant::now()),
                 user_key,
                 owner_key,
                 request_deadline: settings.request_deadline,
@@ -327,14 +336,14 @@ impl Client {
         &self.shared.me
     }
 
-    /// This client's certificates, DER: client, user.
-    pub fn chain(&self) -> &[Vec<u8>] {
-        &self.shared.leaf.chain
+    /// This client's certificates, DER: client, user. They are renewed now and then.
+    pub fn chain(&self) -> Vec<Vec<u8>> {
+        self.shared.leaf.load().chain.clone()
     }
 
     /// The key of this client's certificate and leaves.
     pub fn leaf_key(&self) -> &SigningKey {
-        &self.shared.leaf.key
+        &self.shared.leaf_key
     }
 
     /// The key of this client's user.
@@ -381,15 +390,21 @@ impl Client {
         answer.map_err(|error| ClientError::NotReached(error.to_string()))
     }
 
-    /// What `domain` publishes, asked of the own node now. Its AS roots are pinned at first sight; other ones are refused.
+    /// What `domain` publishes, asked of the own node now. Its AS roots are pinned at first sight, and followed
+    /// as far as pinned ones vouch for others (X2); anything else is refused.
     pub async fn domain_info(&self, domain: &Domain, deadline: Instant) -> Result<DomainInfo> {
         let known = {
             let domain = domain.clone();
-            self.transact(move |core| Ok(core.domain_info(&domain))).await?
+            self.transact(move |core| Ok(core.domain_info(&domain).filter(|_| !core.doubted.contains_key(&domain)))).await?
         };
-        if let Some(known) = known {
-            return Ok(known);
+        match known {
+            Some(known) => Ok(known),
+            None => self.ask_domain(domain, deadline).await,
         }
+    }
+
+    /// As [`Client::domain_info`], asked in any case. What pinned roots do not vouch for is refused.
+    async fn ask_domain(&self, domain: &Domain, deadline: Instant) -> Result<DomainInfo> {
         let service = Service::Info(InfoRequest { domain: domain.as_bytes().into() });
         let question = Question {
             request: RequestId::random(),
@@ -404,13 +419,13 @@ impl Client {
             Ok(Err(rejection)) => return Err(rejection.into()),
             Err(error) => return Err(ClientError::NotReached(error.0)),
         };
-        let (domain, pinned) = (domain.clone(), info.clone());
+        let domain = domain.clone();
         self.transact(move |core| {
-            core.pin(&domain, &pinned)?;
-            core.save()
+            core.pin(&domain, &info)?;
+            core.save()?;
+            Ok(core.domain_info(&domain).context("a domain that was just pinned is gone")?)
         })
-        .await?;
-        Ok(info)
+        .await
     }
 
     fn deadline(&self) -> Instant {
@@ -444,7 +459,7 @@ impl Client {
 
     /// A request that is not kept, signed by the client key, until it is answered.
     async fn ask(&self, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {
-        self.ask_with(&self.shared.leaf.key, destination, service, deadline).await
+        self.ask_with(&self.shared.leaf_key, destination, service, deadline).await
     }
 
     async fn ask_with(&self, key: &SigningKey, destination: &Domain, service: Service, deadline: Instant) -> Result<Reply> {

@@ -479,7 +479,7 @@ impl Core {
         let mut joiner = None;
         for (claim, replaces) in entering {
             let domain = claim.domain().map_err(wrong)?;
-            let roots = self.roots(&domain).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
+            let roots = self.roots_for(&domain, &claim.chain, now).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
             let client = claim.check(&roots, now).map_err(wrong)?;
             match replaces {
                 Some(index) if self.client_at(group, index).as_ref() != Some(&client) => {

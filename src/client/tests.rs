@@ -5,6 +5,7 @@
 
 mod joining;
 mod removals;
+mod roots;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -58,6 +59,7 @@ impl Authority {
             as_roots: vec![Opaque::from(root.certificate())].into(),
             qs_keys: vec![QsKey { key_id: 0, public_key: vec![9; 32].into() }].into(),
             external_sender: sender.tls_serialize_detached().expect("encodes").into(),
+            root_statements: List::default(),
             server_time_ms: 0,
         };
         Self { domain, root, ds_key, info }

@@ -171,6 +171,11 @@ impl Client {
                 Ok(_) => {}
             }
         }
+        match self.keep_certificates().await {
+            Err(error @ ClientError::Fault(_)) => return Err(error),
+            Err(error) => tracing::debug!(%error, "the certificates are looked after later"),
+            Ok(()) => {}
+        }
         for done in [self.renew_leaves(soon()).await, self.retire(soon()).await] {
             match done {
                 Err(error @ ClientError::Fault(_)) => return Err(error),
@@ -201,7 +206,13 @@ impl Client {
     /// Begins a new generation of queue information: hubs and KeyPackages get new ones, and when all have them those from before
     /// stop working (X3). What could still be sent here by somebody who should not is refused from then on.
     pub async fn renew_queue(&self) -> Result<u32> {
-        let deadline = self.deadline();
+        let generation = self.begin_generation(self.deadline()).await?;
+        self.chores().await?;
+        Ok(generation)
+    }
+
+    /// Begins a new generation; what follows from it is for the chores.
+    pub(super) async fn begin_generation(&self, deadline: Instant) -> Result<u32> {
         let Reply::Generation(generation) = self.ask_queue(QsRequest::NewGeneration, deadline).await? else {
             return Err(ClientError::Untrusted("the node answered a new generation with something else".into()));
         };
@@ -214,7 +225,6 @@ impl Client {
         })
         .await?;
         self.shared.key_packages_used.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.chores().await?;
         Ok(generation)
     }
 

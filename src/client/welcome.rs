@@ -71,9 +71,10 @@ impl Core {
         for member in staged.members() {
             let claim = LeafClaim::new(&member.credential, &member.signature_key).map_err(wrong)?;
             let domain = claim.domain().map_err(wrong)?;
-            let roots = self.roots(&domain).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
+            let arrived = UnixMillis(entry.arrived_at_ms);
+            let roots = self.roots_for(&domain, &claim.chain, arrived).ok_or(Unapplied::Waits(Need::Domain(domain)))?;
             // A client that lost its keys may be there twice until its old leaf is removed (X6).
-            claim.check_existing(&roots, UnixMillis(entry.arrived_at_ms)).map_err(wrong)?;
+            claim.check_existing(&roots, arrived).map_err(wrong)?;
         }
         let inviter = staged.welcome_sender().ok().and_then(|leaf| mls::client_of(leaf.credential()).ok());
         let mls = staged

@@ -60,12 +60,12 @@ pub fn decide(
     }
     // DS-012: a domain speaks for its own users only. Compared first: a name that somebody merely claims must not make this hub look for that domain.
     if on("DS-012") && claimed_client(&key_package.claim.chain).is_ok_and(|claimed| claimed.domain() != through) {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongOrigin.into());
     }
     let identity = identify(hub, &key_package.claim)?;
     // DS-012: a domain speaks for its own users only.
     if on("DS-012") && identity.client.domain() != through {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongOrigin.into());
     }
     let created = Tree::create(&body.group_id, &body.group_info, hub.context_rules())?;
     // DS-035 (S6): its only leaf has the KeyPackage's credential and key.

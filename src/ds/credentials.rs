@@ -3,8 +3,8 @@
 use super::{Hub, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain};
-use crate::identity::RevokedKeys;
 use crate::identity::chain::{AsRoots, ClientIdentity, claimed_client, validate_client_chain};
+use crate::identity::{ChainError, RevokedKeys};
 use crate::mls::credential::LeafClaim;
 use crate::wire::ds::ClientQueueConfig;
 use crate::wire::{ErrorCode, Rejection};
@@ -20,12 +20,22 @@ pub(super) fn known<'a>(hub: &Hub<'a>, domain: &Domain) -> Result<(&'a AsRoots, 
     }
 }
 
+/// A chain may lead to a root that its domain has introduced since it was asked last (X2): then it is asked again, and the request
+/// decided anew.
+pub(super) fn perhaps_unknown_root(hub: &Hub<'_>, roots: &AsRoots, error: &ChainError) -> Option<Refusal> {
+    let ask = error.may_be_of_an_unknown_root() && roots.may_be_outdated(hub.now);
+    ask.then(|| Refusal::NeedsRoots(vec![roots.domain().clone()]))
+}
+
 /// DS-020 (R8): the chain leads to an AS root of the domain in the client's name, is valid now, and certifies the leaf's key.
 pub(super) fn identify(hub: &Hub<'_>, claim: &LeafClaim) -> Result<ClientIdentity, Refusal> {
     let refused = || Rejection::from(answer("DS-020", ErrorCode::InvalidCredential, ErrorCode::Internal));
     let claimed = claimed_client(&claim.chain).map_err(|_| refused())?;
     let (roots, revoked) = known(hub, claimed.domain())?;
-    let identity = validate_client_chain(&claim.chain, roots, hub.now).map_err(|_| refused())?;
+    let identity = match validate_client_chain(&claim.chain, roots, hub.now) {
+        Ok(identity) => identity,
+        Err(error) => return Err(perhaps_unknown_root(hub, roots, &error).unwrap_or_else(|| refused().into())),
+    };
     if identity.public_key != claim.signature_key {
         return Err(refused().into());
     }

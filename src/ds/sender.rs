@@ -1,6 +1,6 @@
 //! Who signed a request, and through whom it came (S2, S3, S16).
 
-use super::credentials::known;
+use super::credentials::{known, perhaps_unknown_root};
 use super::{GroupState, Hub, Refusal};
 use crate::base::rule::{answer, on};
 use crate::base::{ClientUri, Domain, UserUri};
@@ -137,7 +137,7 @@ fn identify(
     }
     // DS-012: a domain speaks for its own users only.
     if on("DS-012") && member.client.domain() != through {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongOrigin.into());
     }
     let key = member.signature_key.clone();
     Ok(Sender::Member(Authenticated { leaf_index, client: member.client.clone(), as_joiner, key }))
@@ -173,10 +173,13 @@ pub fn authenticate_user(
     // DS-012: a domain speaks for its own users only. Asked first: a name that somebody merely claims must not make this hub look for that
     // domain.
     if on("DS-012") && claimed.domain() != through {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongOrigin.into());
     }
     let (roots, revoked) = known(hub, claimed.domain())?;
-    let identity = validate_user_chain(&chain, roots, hub.now).map_err(|_| invalid())?;
+    let identity = match validate_user_chain(&chain, roots, hub.now) {
+        Ok(identity) => identity,
+        Err(error) => return Err(perhaps_unknown_root(hub, roots, &error).unwrap_or_else(|| invalid().into())),
+    };
     // DS-014 (S2): user_key_hash is that of the certificate beside it.
     if on("DS-014") && identity.user_key_hash[..] != hash[..] {
         return Err(ErrorCode::NotAuthorized.into());

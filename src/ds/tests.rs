@@ -144,7 +144,7 @@ fn a_request_is_by_a_member_signed_by_its_leaf_and_through_its_own_domain() {
     let (mut hub, mut alice, mut others) = group(&["bob@b.test"]);
     let (a, b) = (alice.uri.domain().clone(), others[0].uri.domain().clone());
     let request = alice.message("hello");
-    assert_eq!(code(hub.ask(&request, &b)), ErrorCode::NotAuthorized, "alice's request does not come through b.test");
+    assert_eq!(code(hub.ask(&request, &b)), ErrorCode::WrongOrigin, "alice's request does not come through b.test");
     let DsRequest::SendMessage(body) = &ds_message(&request).request else { unreachable!("a message") };
     let forged = others[0].request(DsSenderId::LeafIndex(0), DsRequest::SendMessage(body.clone()));
     assert_eq!(code(hub.ask(&forged, &a)), ErrorCode::BadSignature, "bob signs as alice");
@@ -367,7 +367,7 @@ fn a_group_is_made_by_its_only_member() {
     assert_eq!(foreign, ErrorCode::InvalidGroupInfo, "its only leaf is another's");
     let through: Domain = "b.test".parse().expect("a domain");
     assert!(
-        matches!(hub.try_create(&good, &through), Err(Refusal::Rejected(rejection)) if rejection.code == ErrorCode::NotAuthorized)
+        matches!(hub.try_create(&good, &through), Err(Refusal::Rejected(rejection)) if rejection.code == ErrorCode::WrongOrigin)
     );
     assert!(hub.try_create(&good, &a).is_ok());
 }

@@ -291,7 +291,7 @@ async fn no_certificate_or_another_protocol_is_refused() {
     let node = Node::start(&ca.node("b.test"), "1");
     // A client of the other port, which presents no certificate and another ALPN.
     let pin = crate::identity::tls::spki_hash(&ca.der).expect("a certificate");
-    let config = crate::transport::tls::client_config(pin, None).expect("a client");
+    let config = crate::transport::tls::client_config(&[pin], None).expect("a client");
     let client = bind(None);
     let error = client.connect_with(config, node.address(), "b.test").expect("a dial").await.expect_err("another ALPN");
     assert_eq!(error::connection_failure(&error).0, Why::Protocol, "{error}");

@@ -109,6 +109,14 @@ pub enum ChainError {
     Refused(webpki::Error),
 }
 
+impl ChainError {
+    /// Whether a root that is not known yet could make the chain good.
+    pub fn may_be_of_an_unknown_root(&self) -> bool {
+        // A root that takes another's place has its name as a rule, so that the signature is what does not fit.
+        matches!(self, Self::UnknownIssuer | Self::BadSignature)
+    }
+}
+
 impl From<webpki::Error> for ChainError {
     fn from(error: webpki::Error) -> Self {
         use webpki::Error;
@@ -134,6 +142,8 @@ impl From<webpki::Error> for ChainError {
 pub struct AsRoots {
     domain: Domain,
     roots: Vec<Root>,
+    /// When the domain was asked for them last; [`UnixMillis`]'s end where there is nobody to ask.
+    asked_at: UnixMillis,
 }
 
 #[derive(Clone, Debug)]
@@ -156,7 +166,49 @@ impl AsRoots {
             return Err(ChainError::NoRoots);
         }
         let roots = certificates.into_iter().map(|der| Root::read(&domain, der)).collect::<Result<_, _>>()?;
-        Ok(Self { domain, roots })
+        Ok(Self { domain, roots, asked_at: UnixMillis(u64::MAX) })
+    }
+
+    /// The same roots, as the domain was asked for them at `asked_at`.
+    #[must_use]
+    pub fn asked_at(self, asked_at: UnixMillis) -> Self {
+        Self { asked_at, ..self }
+    }
+
+    /// Whether the domain may be asked whether it has other roots by now, because a chain leads to none of these (X2).
+    pub fn may_be_outdated(&self, now: UnixMillis) -> bool {
+        self.asked_at.plus(limits::AS_ROOTS_RETRY) < now
+    }
+
+    /// Whether the domain was asked for them last before `time`.
+    pub fn were_asked_before(&self, time: UnixMillis) -> bool {
+        self.asked_at < time
+    }
+
+    /// Whether none of these roots vouches for a client's chain that was good when it came in, be it out of time by now.
+    pub fn vouched_for_none_of(&self, chain: &[Vec<u8>], now: UnixMillis) -> bool {
+        let at = claimed_validity_end(chain).map_or(now, |end| end.min(now));
+        matches!(validate_client_chain(chain, self, at), Err(error) if error.may_be_of_an_unknown_root())
+    }
+
+    /// Whether these are the roots of `certificates` (DER), in whatever order.
+    pub fn is_exactly(&self, certificates: &[Vec<u8>]) -> bool {
+        let has = |der: &[u8]| certificates.iter().any(|certificate| certificate == der);
+        self.certificates().all(has)
+            && certificates.iter().all(|certificate| self.certificates().any(|own| own == certificate.as_slice()))
+    }
+
+    /// The raw Ed25519 keys of the roots that are valid `now`.
+    pub fn keys_valid(&self, now: UnixMillis) -> impl Iterator<Item = &[u8; 32]> {
+        let valid = move |root: &&Root| check_times(root.not_before, root.not_after, now).is_ok();
+        self.roots.iter().filter(valid).map(|root| &root.public_key)
+    }
+
+    /// Whether the user certificate (DER) is by the root that issues now, the last of the set.
+    pub fn issuer_is_current(&self, user_certificate: &[u8], now: UnixMillis) -> bool {
+        let Some(newest) = self.roots.last() else { return false };
+        let alone = Self { domain: self.domain.clone(), roots: vec![newest.clone()], asked_at: self.asked_at };
+        validate_user_chain(&[user_certificate.to_vec()], &alone, now).is_ok()
     }
 
     /// The domain whose users these roots vouch for.

@@ -92,13 +92,17 @@ impl AsRoot {
     /// PKCS#10 request signed by the user's key; nothing else of it is used, least of all its names. The caller has decided
     /// that this key is `user`'s.
     pub fn issue_user(&self, csr_der: &[u8], user: &UserUri, now: UnixMillis) -> Result<Vec<u8>, IssueError> {
-        let public_key = key_of_request(csr_der)?;
+        self.issue_user_again(&key_of_request(csr_der)?, user, now)
+    }
+
+    /// As [`AsRoot::issue_user`], for a raw Ed25519 key whose holder has proved itself in another way.
+    pub fn issue_user_again(&self, public_key: &[u8; 32], user: &UserUri, now: UnixMillis) -> Result<Vec<u8>, IssueError> {
         if user.domain() != &self.domain {
             return Err(IssueError::WrongDomain { name: user.to_string(), domain: self.domain.clone() });
         }
         let mut parameters = self.parameters(&user.to_string(), limits::USER_CERTIFICATE_LIFETIME, now)?;
         make_ca(&mut parameters, 0);
-        Ok(x509::sign(&parameters, &PublicKey(public_key), &self.certificate, Signer(&self.key))?)
+        Ok(x509::sign(&parameters, &PublicKey(*public_key), &self.certificate, Signer(&self.key))?)
     }
 
     /// Issues the end-entity certificate (DER) of a service of the domain, such as `mimi://a.test/ds`, for a bare Ed25519 key.

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod issue;
 pub mod pem;
 pub mod revoked;
+pub mod rollover;
 pub mod summary;
 pub mod tls;
 mod x509;

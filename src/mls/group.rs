@@ -123,6 +123,11 @@ impl Tree {
         self.group.treesync().full_leaves().map(|(index, _)| index.u32()).collect()
     }
 
+    /// The leaves that are not blank, each with its index and what was checked of it when it came in.
+    pub fn claims(&self) -> impl Iterator<Item = (u32, LeafClaim)> {
+        self.group.treesync().full_leaves().filter_map(|(index, leaf)| Some((index.u32(), LeafClaim::of(leaf).ok()?)))
+    }
+
     /// Puts the proposals of the epoch (MLSMessages that were accepted in it, in order) where Commits can refer to them. Those
     /// that are there already are passed over.
     pub fn learn<'a>(&mut self, proposals: impl Iterator<Item = &'a [u8]>) -> Result<(), Fault> {

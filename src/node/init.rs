@@ -8,17 +8,17 @@ use super::config::{AdminSettings, Config, Dial, Dns, Federation, Listen, LogLev
 use crate::base::crypto::SigningKey;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::Limits;
+use crate::base::secret::Secret;
 use crate::base::{Domain, UnixMillis};
 use crate::identity::{AsRoot, TlsCa, TlsCertificateOptions};
 use crate::qs::sealed::QsKeyPair;
 use crate::service::NodeKeys;
+use crate::service::roots::OwnRoots;
 use crate::storage::Storage;
 use crate::storage::settings::InitialSettings;
 use crate::transport::EndpointSecret;
 
 const DOMAIN: &str = "domain";
-const AS_ROOT_KEY: &str = "as_root_key";
-const AS_ROOT_CERTIFICATE: &str = "as_root_certificate";
 const DS_KEY: &str = "ds_key";
 const DS_CERTIFICATE: &str = "ds_certificate";
 const QS_KEY: &str = "qs_key";
@@ -92,15 +92,14 @@ async fn initialise(data: &Path, domain: &Domain) -> Result<(), Fault> {
         .context("could not issue the Delivery Service's certificate")?;
     let settings = vec![
         (DOMAIN, domain.as_bytes().to_vec()),
-        (AS_ROOT_KEY, as_root.key().pkcs8().expose().to_vec()),
-        (AS_ROOT_CERTIFICATE, as_root.certificate().to_vec()),
         (DS_KEY, ds_key.pkcs8().expose().to_vec()),
         (DS_CERTIFICATE, ds_certificate),
         (QS_KEY, QsKeyPair::generate(1)?.to_record().expose().to_vec()),
         (FEDERATION_SECRET, EndpointSecret::generate().expose().to_vec()),
         (CLIENT_SECRET, EndpointSecret::generate().expose().to_vec()),
     ];
-    storage.write(InitialSettings(settings)).await?;
+    let as_root = (as_root.certificate().to_vec(), Secret::new(as_root.key().pkcs8().expose().to_vec()));
+    storage.write(InitialSettings { settings, as_root, now }).await?;
     storage.close().await;
     Ok(())
 }
@@ -138,7 +137,7 @@ pub(super) async fn load(storage: &Storage, domain: &Domain, data: &Path) -> Res
     };
     Ok(Settings {
         keys: NodeKeys {
-            as_root: AsRoot::load(&read(AS_ROOT_KEY).await?, &read(AS_ROOT_CERTIFICATE).await?)?,
+            as_roots: OwnRoots::load(storage).await?,
             ds: SigningKey::from_pkcs8(&read(DS_KEY).await?)?,
             ds_chain: vec![read(DS_CERTIFICATE).await?],
             qs: vec![QsKeyPair::from_record(&read(QS_KEY).await?)?],

@@ -23,7 +23,7 @@ use crate::service::peer_policy::stored_overrides;
 use crate::service::ports::{ClientPort, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
-use crate::transport::{CloseCode, PortLimits, Resolver, accept, endpoint};
+use crate::transport::{CloseCode, NodeTls, PortLimits, Resolver, accept, endpoint};
 
 /// A running node.
 pub struct Node {
@@ -47,7 +47,7 @@ impl Node {
         let tls = reloader.tls();
         let storage = Storage::open(&config.data).await?;
         let settings = init::load(&storage, &config.domain, &config.data).await?;
-        let as_roots = [settings.keys.as_root.certificate().to_vec()];
+        let as_roots = settings.keys.as_roots.certificates();
 
         let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
         let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
@@ -73,6 +73,7 @@ impl Node {
         tasks.spawn(accept::run(client.clone(), Arc::new(client_port), stopping.clone(), port_limits));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
+        tasks.spawn(follow_own_roots(service.clone(), client.clone(), reloader.tls().clone(), stopping.clone()));
         tasks.spawn(reload::run(reloader.clone(), stopping.clone()));
         let admin = Admin {
             service: service.clone(),
@@ -139,6 +140,21 @@ impl Node {
         self.service.storage().close().await;
         tracing::info!(domain = %self.service.domain(), "stopped");
         if in_time { Ok(()) } else { Err(Fault::new("some work did not end in time and was cut off")) }
+    }
+}
+
+/// Has the client port accept clients of whatever AS roots the domain has now (X2). Connections that are there stay.
+async fn follow_own_roots(service: Arc<Service>, client: Endpoint, tls: NodeTls, mut stopping: watch::Receiver<bool>) {
+    let mut changed = service.own_roots_changed();
+    loop {
+        tokio::select! {
+            news = changed.changed() => if news.is_err() { return },
+            _ = stopping.wait_for(|stop| *stop) => return,
+        }
+        match tls.client_server(&service.own_roots().certificates()) {
+            Ok(config) => client.set_server_config(Some(config)),
+            Err(fault) => tracing::error!("the client port goes on with the AS roots from before: {fault}"),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub fn claimed_chain(message: &KeysMessage, through: &Domain) -> Result<Vec<Vec<
     // QS-032 (R8): the asking client is of the domain that the request came through.
     let claimed = claimed_client(&chain).map_err(|_| answer("QS-032", ErrorCode::InvalidCredential, ErrorCode::Internal))?;
     if on("QS-032") && claimed.domain() != through {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongOrigin.into());
     }
     Ok(chain)
 }
@@ -165,7 +165,7 @@ mod tests {
         let count = message(&bob, KeysRequest::Count);
         let chain = claimed_chain(&count, &domain("b.test")).expect("of this domain");
         let code = |result: Result<Vec<Vec<u8>>, Rejection>| result.expect_err("refused").code;
-        assert_eq!(code(claimed_chain(&count, &domain("a.test"))), ErrorCode::NotAuthorized);
+        assert_eq!(code(claimed_chain(&count, &domain("a.test"))), ErrorCode::WrongOrigin);
         let garbage = KeysMessage { certificates: vec![vec![0x30; 9].into()].into(), ..count.clone() };
         assert_eq!(code(claimed_chain(&garbage, &domain("b.test"))), ErrorCode::InvalidCredential);
 

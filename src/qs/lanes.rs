@@ -31,7 +31,7 @@ pub fn check_batch(hub: &Domain, batch: &LaneBatch) -> Result<GroupUri, Rejectio
     let group = GroupUri::from_bytes(&batch.group_id).map_err(|_| ErrorCode::Malformed)?;
     // QS-041: a hub sends for its own groups only.
     if on("QS-041") && group.hub() != hub {
-        return Err(ErrorCode::NotAuthorized.into());
+        return Err(ErrorCode::WrongHub.into());
     }
     // QS-042: frames are in strict order, and sequences begin at 1.
     let mut previous: Option<u64> = None;
@@ -194,7 +194,7 @@ mod tests {
         let good = batch(vec![frame(7), frame(8), frame(9)]);
         assert_eq!(check_batch(&a, &good).expect("accepted").to_string(), "mimi://a.test/g/1");
         let elsewhere = LaneBatch { group_id: b"mimi://b.test/g/1".as_slice().into(), ..good.clone() };
-        assert_eq!(refused(&elsewhere), ErrorCode::NotAuthorized);
+        assert_eq!(refused(&elsewhere), ErrorCode::WrongHub);
         assert_eq!(refused(&LaneBatch { group_id: b"1".as_slice().into(), ..good }), ErrorCode::Malformed);
         let last = u64::MAX;
         for sequences in [vec![], vec![0], vec![0, 1], vec![1, 1], vec![2, 1], vec![1, 3], vec![last, 0], vec![last, last]] {

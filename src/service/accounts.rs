@@ -10,7 +10,7 @@ use crate::base::limits::INVITATION_LIFETIME;
 use crate::base::{Context as _, Fault, UnixMillis, UserUri};
 use crate::identity::{ClientIdentity, UserIdentity};
 use crate::storage::Storage;
-use crate::storage::accounts::{EnrolUser, Enrolment, Invite};
+use crate::storage::accounts::{EnrolUser, Enrolment, Invite, RenewUser};
 use crate::storage::answers::RequestKey;
 use crate::storage::blocks::{BlockChanged, ChangeBlock};
 use crate::storage::clients::{DeleteUser, RevokeClient, Revoked};
@@ -43,6 +43,7 @@ impl Service {
             AccountsRequest::DeleteUser => self.delete_user(key, &user, now).await,
             AccountsRequest::Block(body) => self.change_block(key, &user, body, true, now).await,
             AccountsRequest::Unblock(body) => self.change_block(key, &user, body, false, now).await,
+            AccountsRequest::Renew => self.renew(key, &user, now).await,
             AccountsRequest::Hubs => {
                 let hubs = self.storage.hubs_of(&user.user).await?;
                 let hubs = hubs.iter().map(|hub| Opaque::from(hub.as_bytes())).collect();
@@ -91,8 +92,8 @@ impl Service {
             Err(rejection) => return self.stored_answer(&key, now).await?.ok_or(rejection.into()),
         };
         let certificate = self
-            .keys
-            .as_root
+            .own_roots()
+            .issuer()
             .issue_user(&body.certificate_request, &user, now)
             .with_context(|| format!("could not issue a certificate for {user}"))?;
         let reply = Enrolled { user: user.to_bytes().into(), certificate: certificate.as_slice().into() };
@@ -178,6 +179,26 @@ impl Service {
             }
             Revoked::Known(known) => Self::answer_known(known, now),
             Revoked::UnknownClient => Err(ErrorCode::UnknownUser.into()),
+        }
+    }
+
+    /// The user's certificate anew, for the key that has proved itself (X2).
+    async fn renew(&self, key: RequestKey, user: &UserIdentity, now: UnixMillis) -> Result<Vec<u8>, Failure> {
+        let public_key = user.public_key.as_slice().try_into().context("an Ed25519 key has 32 octets")?;
+        let issued = self.own_roots().issuer().issue_user_again(&public_key, &user.user, now);
+        let certificate = issued.with_context(|| format!("could not renew the certificate of {}", user.user))?;
+        let reply = Enrolled { user: user.user.to_bytes().into(), certificate: certificate.as_slice().into() };
+        let response = Self::encode_reply(Reply::Enrolled(reply));
+        let renew = RenewUser {
+            key,
+            response: response.clone(),
+            answer_expires_at: Self::answer_expiry(now),
+            user: user.user.clone(),
+            certificate,
+        };
+        match self.storage.write(renew).await? {
+            None => Ok(response),
+            Some(known) => Self::answer_known(known, now),
         }
     }
 

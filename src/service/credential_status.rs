@@ -43,6 +43,11 @@ impl StatusWork {
         work
     }
 
+    /// There is something to do at once.
+    pub(super) fn wake(&self) {
+        self.due.notify_one();
+    }
+
     /// A list has revocations that our groups do not know of.
     fn list_changed(&self) {
         self.changed_at_ms.store(UnixMillis::now().0, Ordering::Release);
@@ -73,7 +78,7 @@ impl Service {
             revoked: revoked.iter().map(|hash| Opaque::from(hash.as_slice())).collect(),
             signature: Opaque::default(),
         };
-        Ok(status.sign(self.keys.as_root.key()))
+        Ok(status.sign(self.own_roots().issuer().key()))
     }
 
     /// Our own list has changed: our decisions know it from now on, and the worker tells our groups and the hubs.
@@ -91,13 +96,18 @@ impl Service {
     pub(super) async fn take_status(&self, domain: &Domain, status: &CredentialStatus) -> Result<(), Failure> {
         // DS-201 (X1): a list of revoked keys is of the authenticated domain itself.
         if on("DS-201") && status.domain[..] != *domain.as_bytes() {
-            return Err(ErrorCode::NotAuthorized.into());
+            return Err(ErrorCode::WrongOrigin.into());
         }
         self.fetch_roots(domain).await?;
-        let roots = self.directory.roots();
-        let roots = roots.get(domain).ok_or(ErrorCode::InvalidCredential)?;
+        let is_signed = || {
+            let roots = self.directory.roots();
+            roots.get(domain).is_some_and(|roots| roots.public_keys().any(|key| status.is_signed_by(key)))
+        };
+        // By a root that it has introduced since, perhaps (X2).
+        let is_signed = is_signed() || self.refresh_roots(domain).await && is_signed();
         // DS-202 (X1): it is signed with the key of one of the domain's AS roots.
-        if on("DS-202") && !roots.public_keys().any(|key| status.is_signed_by(key)) {
+        if on("DS-202") && !is_signed {
+            self.directory.want_roots(domain);
             return Err(ErrorCode::BadSignature.into());
         }
         let now = UnixMillis::now();
@@ -171,6 +181,9 @@ impl Service {
                 _ = shutdown.wait_for(|stop| *stop) => return,
             }
             let round = async {
+                if let Err(fault) = self.notice_roots().await {
+                    tracing::error!("what has become of AS roots could not be read: {fault}");
+                }
                 if let Err(fault) = self.notice_revocations().await {
                     tracing::error!("our own revoked keys could not be read: {fault}");
                 }
@@ -183,6 +196,10 @@ impl Service {
                     tracing::error!("our revoked keys could not be passed on: {fault}");
                 }
                 self.poll_statuses().await;
+                self.poll_roots().await;
+                if let Err(fault) = self.sweep_roots().await {
+                    tracing::error!("leaves under retired AS roots could not be removed: {fault}");
+                }
             };
             tokio::select! {
                 () = round => {}
@@ -222,7 +239,10 @@ impl Service {
         }
         let status = self.own_status().await?;
         let known: std::collections::HashMap<Domain, u64> = self.storage.status_pushes().await?.into_iter().collect();
-        let behind = |hub: &Domain| *hub != self.domain && known.get(hub).copied().unwrap_or(0) < status.version;
+        // A hub that was told nothing yet has nothing to be told, unless our roots have changed: the list is signed with a new one.
+        let nothing = self.own_roots().version() == 0;
+        let is_behind = |hub: &Domain| known.get(hub).map_or(!nothing || status.version > 0, |known| *known < status.version);
+        let behind = |hub: &Domain| *hub != self.domain && is_behind(hub);
         let mut pushes = JoinSet::new();
         for hub in self.storage.hubs().await?.into_iter().filter(behind) {
             let (service, status) = (self.clone(), status.clone());
@@ -292,7 +312,12 @@ impl Service {
     /// Answers a peer that tells us its list.
     pub(super) async fn answer_status_push(&self, domain: &Domain, status: &CredentialStatus) -> PeerResponse {
         match self.take_status(domain, status).await {
-            Ok(()) => PeerResponse::Done,
+            Ok(()) => {
+                // It pushes when its roots have changed, too.
+                self.directory.want_roots(domain);
+                self.status_work.wake();
+                PeerResponse::Done
+            }
             Err(failure) => PeerResponse::Error(failure.into_rejection()),
         }
     }

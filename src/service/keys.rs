@@ -47,10 +47,23 @@ impl Service {
     ) -> Result<Vec<u8>, Failure> {
         let now = UnixMillis::now();
         let chain = claimed_chain(message, through)?;
-        self.fetch_domains(std::slice::from_ref(through)).await?;
-        let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
-        let of_domain = (roots.get(through).map(AsRef::as_ref), revoked.get(through).map(AsRef::as_ref));
-        let asker = authenticate(request, &chain, of_domain.0, of_domain.1, now)?;
+        self.know_domain(through).await?;
+        let asker = || {
+            let (roots, revoked) = (self.directory.roots(), self.directory.revoked());
+            let of_domain = (roots.get(through).map(AsRef::as_ref), revoked.get(through).map(AsRef::as_ref));
+            authenticate(request, &chain, of_domain.0, of_domain.1, now)
+        };
+        let asker = match asker() {
+            // Under a root that its domain has introduced since, perhaps (X2).
+            Err(refused) if refused.code == ErrorCode::InvalidCredential => {
+                if self.refresh_roots(through).await {
+                    asker()
+                } else {
+                    Err(refused)
+                }
+            }
+            other => other,
+        }?;
         self.count_request(&asker.public_key, now)?;
         let key = RequestKey::new(&asker.public_key, request.content.request_id, request.content.digest());
         if let Some(response) = self.stored_answer(&key, now).await? {

@@ -14,6 +14,7 @@
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
+//! | [`roots`] | AS roots that come and go, ours and others' (X2) |
 //! | [`counts`] | what all of them have done since the start |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
 //! | `lanes_request`, `lanes_fate`, `lanes_end` | one request with frames, what becomes of frames that are not taken, and of lanes that begin anew (X8) |
@@ -39,6 +40,7 @@ pub mod queueing;
 pub mod rates;
 pub mod recipients;
 pub mod removals;
+pub mod roots;
 pub mod route;
 pub mod wakeups;
 
@@ -55,7 +57,6 @@ use crate::base::crypto::SigningKey;
 use crate::base::limits::{ANSWERS_KEPT, Limits, REQUEST_TIME_WINDOW};
 use crate::base::{Domain, Fault, UnixMillis};
 use crate::federation::PeerPool;
-use crate::identity::AsRoot;
 use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
@@ -72,6 +73,7 @@ use probe::Probes;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
+use roots::OwnRoots;
 use wakeups::QueueWaiters;
 
 /// One node's services, shared by all its connections and workers.
@@ -99,8 +101,8 @@ pub struct Service {
 
 /// The private keys of a domain.
 pub struct NodeKeys {
-    /// The Authentication Service's root.
-    pub as_root: AsRoot,
+    /// The Authentication Service's roots.
+    pub as_roots: OwnRoots,
     /// The Delivery Service's key: external sender and receipts.
     pub ds: SigningKey,
     /// The Delivery Service's certificate chain (DER).

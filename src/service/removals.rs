@@ -9,11 +9,13 @@ use tokio::sync::Notify;
 
 use super::Service;
 use super::delivery::group_change;
+use super::groups::HotGroup;
 use super::recipients::Wake;
 use crate::base::limits::{DECISIONS_MAX, GROUPS_AT_ONCE_MAX, PURGE_AT_ONCE_MAX, QUEUE_REJECTIONS_MAX};
-use crate::base::{Context as _, Fault, GroupUri, UnixMillis};
-use crate::ds::removal;
+use crate::base::{Context as _, Domain, Fault, GroupUri, UnixMillis};
+use crate::ds::removal::{self, Cause};
 use crate::ds::{GroupState, Hub, Outcome};
+use crate::mls::Tree;
 use crate::storage::groups::{AcceptRequest, Acceptance, LeavesBy, PurgeGroups};
 
 /// A queue information that its QS rejected.
@@ -94,12 +96,43 @@ impl Service {
         }
     }
 
+    /// As [`Service::remove_leaves_by`], of all groups with leaves of `domain`; what is due is decided with their trees.
+    pub(super) async fn remove_leaves_of(
+        self: &Arc<Self>,
+        domain: &Domain,
+        due: impl Fn(&Hub<'_>, &GroupState, &Tree) -> Vec<(u32, Cause)>,
+    ) -> Result<(), Fault> {
+        let mut after = String::new();
+        loop {
+            let groups = self.storage.groups_with_leaves(LeavesBy::OfDomain(domain), &after, GROUPS_AT_ONCE_MAX).await?;
+            let Some(last) = groups.last().cloned() else { return Ok(()) };
+            for group_id in &groups {
+                let uri: GroupUri = group_id.parse().context("a stored group id is not readable")?;
+                let decide = |hub: &Hub<'_>, state: &GroupState, tree: Option<&Tree>| {
+                    tree.and_then(|tree| removal::issue(hub, state, &due(hub, state, tree)))
+                };
+                self.change_group_with(&uri, true, decide).await?;
+            }
+            after = last;
+        }
+    }
+
     /// Has the DS change a group on its own: decides on the group as it is, and again when it changed meanwhile. Nothing happens
     /// when there is no such group, or nothing to do.
     async fn change_group(
         self: &Arc<Self>,
         uri: &GroupUri,
         decide: impl Fn(&Hub<'_>, &GroupState) -> Option<Outcome>,
+    ) -> Result<(), Fault> {
+        self.change_group_with(uri, false, |hub, state, _| decide(hub, state)).await
+    }
+
+    /// As [`Service::change_group`]; `needs_tree`: with the group's tree.
+    async fn change_group_with(
+        self: &Arc<Self>,
+        uri: &GroupUri,
+        needs_tree: bool,
+        decide: impl Fn(&Hub<'_>, &GroupState, Option<&Tree>) -> Option<Outcome>,
     ) -> Result<(), Fault> {
         for _ in 0..DECISIONS_MAX {
             let mut group = self.groups.slot(uri).lock().await;
@@ -108,7 +141,13 @@ impl Service {
             let Some(state) = group.state(&self.storage, uri).await? else {
                 return Ok(());
             };
-            let Some(outcome) = decide(&self.hub(now, &roots, &revoked), state) else { return Ok(()) };
+            if needs_tree && state.head.closed_at_ms.is_none() {
+                group.load_tree(&self.storage, uri).await?;
+            }
+            let HotGroup { state, tree } = &*group;
+            let Some(state) = state else { return Ok(()) };
+            let tree = tree.as_ref().map(|hot| &hot.tree);
+            let Some(outcome) = decide(&self.hub(now, &roots, &revoked), state, tree) else { return Ok(()) };
             let (deliveries, addressed) = self.deliveries(&outcome.fan_out, now);
             let wakes: Vec<Wake> = deliveries.iter().map(Wake::of).collect();
             let accept = AcceptRequest {

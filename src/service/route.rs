@@ -85,7 +85,7 @@ impl Service {
         let (request, destination) = read(frame)?;
         *asked = (&request.content.service).into();
         if destination != self.domain {
-            return Err(ErrorCode::NotAuthorized.into());
+            return Err(ErrorCode::SecondHop.into());
         }
         match &request.content.service {
             Body::Ds(message) => self.ds_request(&request, message, peer).await,

@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::{Mutex, watch};
 
 use super::hello::OwnHello;
+use super::roots::OwnRoots;
 use super::route::Connected;
 use super::{NodeKeys, Service};
 use crate::base::crypto::SigningKey;
@@ -110,6 +111,7 @@ impl TestNode {
             qs_keys: List::default(),
             external_sender: Opaque::default(),
             server_time_ms: 0,
+            root_statements: List::default(),
         };
         storage.write(PinDomain { domain: domain("b.test"), info: encode(&info), now }).await.expect("pinned");
         // Nothing is revoked, and nobody can be asked again.
@@ -127,7 +129,8 @@ impl TestNode {
         let ds = SigningKey::generate().expect("a key");
         let public: [u8; 32] = ds.public().try_into().expect("32 octets");
         let ds_chain = vec![as_root.issue_service("mimi://a.test/ds", &public, now).expect("a certificate")];
-        let keys = NodeKeys { as_root, ds, ds_chain, qs: vec![QsKeyPair::generate(1).expect("a key")] };
+        let keys =
+            NodeKeys { as_roots: OwnRoots::first(as_root), ds, ds_chain, qs: vec![QsKeyPair::generate(1).expect("a key")] };
         // A name server that is not there: nobody is found.
         let resolver =
             Resolver::new(&ResolverSettings { servers: vec![([127, 0, 0, 1], 9).into()], ..ResolverSettings::default() })

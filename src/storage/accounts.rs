@@ -111,6 +111,40 @@ impl Transaction for EnrolUser {
     }
 }
 
+/// Writes a user's new certificate for the key that it is enrolled with, and stores the answer. Answers what is known when the
+/// request id is.
+pub struct RenewUser {
+    /// Names the request.
+    pub key: RequestKey,
+    /// Encoded Response.
+    pub response: Vec<u8>,
+    /// Until when the answer is kept.
+    pub answer_expires_at: UnixMillis,
+    /// The user.
+    pub user: UserUri,
+    /// The user's new certificate (DER).
+    pub certificate: Vec<u8>,
+}
+
+impl Transaction for RenewUser {
+    const NAME: &'static str = "renew_user";
+    type Answer = Option<Known>;
+
+    async fn apply(&self, connection: &mut Connection) -> Result<Option<Known>, Fault> {
+        if let Some(known) = answers::look_up(connection, &self.key).await? {
+            return Ok(Some(known));
+        }
+        sqlx::query("UPDATE users SET certificate = $2 WHERE user_uri = $1")
+            .bind(self.user.to_string())
+            .bind(self.certificate.as_slice())
+            .execute(&mut *connection)
+            .await
+            .context("could not renew a user's certificate")?;
+        answers::keep(connection, &self.key, &self.response, self.answer_expires_at).await?;
+        Ok(None)
+    }
+}
+
 /// Pins what a domain publishes; what is pinned already stays.
 pub struct PinDomain {
     /// Whose information.

@@ -316,6 +316,8 @@ pub enum LeavesBy<'a> {
     SilentSince(UnixMillis),
     /// Leaves that end before this.
     ExpiringBefore(UnixMillis),
+    /// Leaves of the users of this domain.
+    OfDomain(&'a crate::base::Domain),
 }
 
 impl Storage {
@@ -327,6 +329,8 @@ impl Storage {
             LeavesBy::UserKey(_) => "user_key = $1",
             LeavesBy::SilentSince(_) => "heard_at_ms < $1",
             LeavesBy::ExpiringBefore(_) => "expires_at_ms < $1",
+            // Asked so seldom that it need not be fast.
+            LeavesBy::OfDomain(_) => "user_uri LIKE $1",
         };
         // The plus signs keep the planner to the index of the condition: few leaves meet it.
         let statement = format!(
@@ -336,6 +340,7 @@ impl Storage {
         let query = match by {
             LeavesBy::ClientKey(hash) | LeavesBy::UserKey(hash) => query.bind(hash.as_slice()),
             LeavesBy::SilentSince(time) | LeavesBy::ExpiringBefore(time) => query.bind(integer(time.0)),
+            LeavesBy::OfDomain(domain) => query.bind(format!("mimi://{domain}/u/%")),
         };
         let rows = query.bind(after).bind(i64::from(limit)).fetch_all(self.readers()).await.context(failed)?;
         rows.iter().map(|row| row.try_get("group_id").context(failed)).collect()

@@ -18,6 +18,7 @@ pub mod lanes_in;
 pub mod peers;
 pub mod probe;
 pub mod queues;
+pub mod roots;
 pub mod settings;
 pub mod status;
 mod writer;
@@ -143,6 +144,7 @@ fn migrator() -> Migrator {
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
         (4, "peers", include_str!("migrations/sqlite/0004_peers.sql")),
         (5, "dead_letters", include_str!("migrations/sqlite/0005_dead_letters.sql")),
+        (6, "as_roots", include_str!("migrations/sqlite/0006_as_roots.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)

@@ -2,18 +2,28 @@
 
 use sqlx::Row as _;
 
+use super::roots::add_root;
 use super::{Connection, Storage, Transaction};
+use crate::base::UnixMillis;
 use crate::base::fault::{Context as _, Fault};
+use crate::base::secret::Secret;
 
-/// Writes settings that must not be there yet: the first write of a database.
-pub struct InitialSettings(pub Vec<(&'static str, Vec<u8>)>);
+/// Writes what must not be there yet: the first write of a database.
+pub struct InitialSettings {
+    /// Settings by name.
+    pub settings: Vec<(&'static str, Vec<u8>)>,
+    /// The domain's first AS root: certificate (DER) and key (PKCS#8 DER).
+    pub as_root: (Vec<u8>, Secret),
+    /// The time now.
+    pub now: UnixMillis,
+}
 
 impl Transaction for InitialSettings {
     const NAME: &'static str = "initial_settings";
     type Answer = ();
 
     async fn apply(&self, connection: &mut Connection) -> Result<(), Fault> {
-        for (name, value) in &self.0 {
+        for (name, value) in &self.settings {
             sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2)")
                 .bind(*name)
                 .bind(value)
@@ -21,7 +31,8 @@ impl Transaction for InitialSettings {
                 .await
                 .with_context(|| format!("could not write the setting {name}"))?;
         }
-        Ok(())
+        let (certificate, key) = &self.as_root;
+        add_root(connection, certificate, key, self.now).await
     }
 }
 

@@ -269,11 +269,11 @@ pub struct ClientIdentity {
     pub key: Secret,
 }
 
-/// For a client dialling its node: ALPN `mimi-client/1`. `pin` is the SHA-256 of the SubjectPublicKeyInfo of the domain's TLS
-/// CA, as the invitation carries it: the CA certificate that the node sends along is found by it and vouches for the node's
+/// For a client dialling its node: ALPN `mimi-client/1`. `pins` are the SHA-256 of the SubjectPublicKeyInfo of the domain's TLS
+/// CAs, as the invitation and later the domain itself name them: the CA certificate that the node sends along is found by one and vouches for the node's
 /// certificate, which must stand for the domain given to `connect`. Without `identity` only `info` and `enrol` are answered.
-pub fn client_config(pin: [u8; 32], identity: Option<&ClientIdentity>) -> Result<quinn::ClientConfig, Fault> {
-    let verifier = PinnedVerifier { pin, algorithms: provider().signature_verification_algorithms };
+pub fn client_config(pins: &[[u8; 32]], identity: Option<&ClientIdentity>) -> Result<quinn::ClientConfig, Fault> {
+    let verifier = PinnedVerifier { pins: pins.to_vec(), algorithms: provider().signature_verification_algorithms };
     let builder = client_builder()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
@@ -420,7 +420,7 @@ mod tests {
     ) -> Result<Vec<Vec<u8>>, String> {
         let server = bind(Some(node.client_server(as_roots).expect("a server")));
         let client = bind(None);
-        let config = client_config(pin, identity).expect("a client");
+        let config = client_config(&[pin], identity).expect("a client");
         let dial = async {
             let dialled = client.connect_with(config, local(&server), "b.test").expect("a dial").await;
             match dialled {

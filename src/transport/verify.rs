@@ -206,8 +206,8 @@ impl ClientCertVerifier for ClientVerifier {
 /// Accepts the node of a domain by the pinned key of the domain's TLS CA, whose certificate the node sends along.
 #[derive(Debug)]
 pub(super) struct PinnedVerifier {
-    /// SHA-256 of the CA's SubjectPublicKeyInfo.
-    pub(super) pin: [u8; 32],
+    /// SHA-256 of the SubjectPublicKeyInfo of each CA that may vouch for the node.
+    pub(super) pins: Vec<[u8; 32]>,
     pub(super) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -220,7 +220,8 @@ impl ServerCertVerifier for PinnedVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(authority) = intermediates.iter().find(|certificate| spki_hash(certificate).is_ok_and(|hash| hash == self.pin))
+        let Some(authority) =
+            intermediates.iter().find(|certificate| spki_hash(certificate).is_ok_and(|hash| self.pins.contains(&hash)))
         else {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         };

@@ -30,6 +30,8 @@ pub enum AccountsRequest {
     Unblock(BlockedName),
     /// The hubs that deliver to this account (X6).
     Hubs,
+    /// The user's certificate anew, for the same key, under the AS root that issues now (X2).
+    Renew,
 }
 
 /// `enrol`.

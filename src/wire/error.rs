@@ -103,6 +103,12 @@ error_codes! {
     InvalidMessage = 40, "invalid_message", Never;
     /// The node is stopping.
     ShuttingDown = 41, "shutting_down", Later;
+    /// What a peer says or passes on is of another domain than the peer.
+    WrongOrigin = 43, "wrong_origin", Never;
+    /// A hub sends for a group of another hub.
+    WrongHub = 44, "wrong_hub", Never;
+    /// A proxied request is for another domain than the one it was brought to, and is not proxied again.
+    SecondHop = 45, "second_hop", Never;
 }
 
 /// Why a request was refused. Nothing changed, except where the detail says that the outcome is unknown.

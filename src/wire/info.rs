@@ -2,7 +2,10 @@
 
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque};
+use super::codec::{List, Opaque, encode};
+use crate::base::crypto::{SigningKey, verify_with_label};
+
+const STATEMENT_LABEL: &str = "MIMI AS roots";
 
 /// `info`, asked of the client's own node, which answers for other domains from what it has pinned or fetches now.
 #[derive(Clone, Debug, PartialEq, Eq, TlsSize, TlsSerialize, TlsDeserializeBytes)]
@@ -24,6 +27,49 @@ pub struct DomainInfo {
     pub external_sender: Opaque,
     /// The node's clock, in milliseconds since 1970.
     pub server_time_ms: u64,
+    /// How `as_roots` came to be what they are, oldest first (X2); the last one names exactly them. Empty while they are the
+    /// domain's first.
+    pub root_statements: List<RootStatement>,
+}
+
+/// The AS roots of a domain from now on, as one of those before says (X2).
+#[derive(Clone, Debug, PartialEq, Eq, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+pub struct RootStatement {
+    /// The domain.
+    pub domain: Opaque,
+    /// Grows with each statement.
+    pub version: u64,
+    /// All AS root certificates (DER) that are good from now on; the last one issues.
+    pub as_roots: List<Opaque>,
+    /// SHA-256 of the SubjectPublicKeyInfo of every TLS CA that clients are to trust for the domain's node. Empty: those of their
+    /// invitations.
+    pub tls_ca_hashes: List<Opaque>,
+    /// SignWithLabel(key of an AS root of before, "MIMI AS roots", all of the above).
+    pub signature: Opaque,
+}
+
+impl RootStatement {
+    /// What is signed: the encoding up to where the signature begins.
+    fn signed_octets(&self) -> Vec<u8> {
+        let unsigned = Self { signature: Opaque::default(), ..self.clone() };
+        let mut octets = encode(&unsigned);
+        // An empty vector is a single octet.
+        octets.pop();
+        octets
+    }
+
+    /// The statement with the signature of an AS root's key.
+    #[must_use]
+    pub fn sign(self, key: &SigningKey) -> Self {
+        let signature = key.sign_with_label(STATEMENT_LABEL, &self.signed_octets()).into();
+        Self { signature, ..self }
+    }
+
+    /// Whether `public_key` (an AS root's, Ed25519) signed this statement.
+    #[must_use]
+    pub fn is_signed_by(&self, public_key: &[u8]) -> bool {
+        verify_with_label(public_key, STATEMENT_LABEL, &self.signed_octets(), &self.signature)
+    }
 }
 
 /// An HPKE public key of a QS: X25519, HKDF-SHA256, AES-128-GCM.

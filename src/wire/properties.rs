@@ -12,7 +12,7 @@ use super::ds::{
     Propose, SendMessage, UpdateQueueInfo, WelcomeInfo,
 };
 use super::error::{ErrorCode, Rejection, Retry};
-use super::info::{DomainInfo, InfoRequest, QsKey};
+use super::info::{DomainInfo, InfoRequest, QsKey, RootStatement};
 use super::keys::{ClaimKeyPackages, ClaimedKeyPackage, KeyPackageCount, KeysMessage, KeysRequest, PublishKeyPackages};
 use super::peer::{
     CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, HelloExtension, LaneAnswer, LaneBatch, LaneFrame, LaneResult,
@@ -155,7 +155,8 @@ structs! {
     SendMessage { group_id, message }
     Rejection { code, detail }
     InfoRequest { domain }
-    DomainInfo { domain, as_roots, qs_keys, external_sender, server_time_ms }
+    DomainInfo { domain, as_roots, qs_keys, external_sender, server_time_ms, root_statements }
+    RootStatement { domain, version, as_roots, tls_ca_hashes, signature }
     QsKey { key_id, public_key }
     KeysMessage { certificates, request }
     PublishKeyPackages { key_packages, last_resort }
@@ -198,7 +199,7 @@ structs! {
 }
 
 enums! {
-    AccountsRequest { Enrol(body), RevokeClient(body), DeleteUser, Block(body), Unblock(body), Hubs }
+    AccountsRequest { Enrol(body), RevokeClient(body), DeleteUser, Block(body), Unblock(body), Hubs, Renew }
     DsSenderId { LeafIndex(body), KeyPackageRef(body), UserKeyHash(body) }
     DsRequest {
         CreateGroup(body), DeleteGroup(body), UpdateQueueInfo(body), WelcomeInfo(body), ExternalCommitInfo(body), AddUsers(body),

@@ -15,7 +15,7 @@ use super::error::{
     CurrentEpoch, ErrorCode, PendingProposals, Rejection, RetryAfter, Sent, ServerTime, UnreachableDomain, UnreachableReason,
     WrongEpoch,
 };
-use super::info::{DomainInfo, InfoRequest, QsKey};
+use super::info::{DomainInfo, InfoRequest, QsKey, RootStatement};
 use super::keys::{ClaimKeyPackages, ClaimedKeyPackage, KeyPackageCount, KeysMessage, KeysRequest, PublishKeyPackages};
 use super::peer::{
     CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, HelloExtension, LaneAnswer, LaneBatch, LaneFrame, LaneResult,
@@ -112,6 +112,7 @@ variants! {
         Block: "accounts/block",
         Unblock: "accounts/unblock",
         Hubs: "accounts/hubs",
+        Renew: "accounts/renew",
     }
     Outcome {
         Ok: "response/ok",
@@ -459,6 +460,7 @@ fn accounts_requests() -> Vec<(&'static str, ClientRequest)> {
         AccountsRequest::Block(BlockedName { name: text("mimi://b.test/u/bob") }),
         AccountsRequest::Unblock(BlockedName { name: text("b.test") }),
         AccountsRequest::Hubs,
+        AccountsRequest::Renew,
     ]
     .into_iter()
     .map(|request| {
@@ -497,6 +499,17 @@ fn domain_info() -> DomainInfo {
         qs_keys: vec![qs_key(2, 0xe2), qs_key(1, 0xe1)].into(),
         external_sender: text("external sender"),
         server_time_ms: TIME.0,
+        root_statements: vec![statement(1, &[]), statement(2, &[7])].into(),
+    }
+}
+
+fn statement(version: u64, tls_ca_hashes: &[u8]) -> RootStatement {
+    RootStatement {
+        domain: text("b.test"),
+        version,
+        as_roots: texts(&["as root"]),
+        tls_ca_hashes: tls_ca_hashes.iter().map(|octet| Opaque::from([*octet; 32].as_slice())).collect(),
+        signature: [0x51; 64][..].into(),
     }
 }
 
@@ -547,7 +560,7 @@ pub(super) fn rejection(code: ErrorCode) -> Rejection {
         ErrorCode::InvalidProposal | ErrorCode::InvalidCredential | ErrorCode::InvalidQueueConfig => Vec::new(),
         ErrorCode::TooLarge | ErrorCode::Internal | ErrorCode::Unsupported | ErrorCode::UnknownQueue => Vec::new(),
         ErrorCode::UnknownUser | ErrorCode::InvalidToken | ErrorCode::LaneConflict | ErrorCode::InvalidMessage => Vec::new(),
-        ErrorCode::ShuttingDown => Vec::new(),
+        ErrorCode::ShuttingDown | ErrorCode::WrongOrigin | ErrorCode::WrongHub | ErrorCode::SecondHop => Vec::new(),
     };
     Rejection { code, detail: detail.into() }
 }

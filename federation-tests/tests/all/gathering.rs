@@ -70,6 +70,17 @@ impl Gathering {
         Ok(group)
     }
 
+    /// Stops a node, has `change` done, and starts it again.
+    pub(crate) async fn restart_changed(
+        &mut self,
+        index: usize,
+        change: impl AsyncFnOnce(&World) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        self.down(index).await?;
+        change(&self.world).await?;
+        self.up(index).await
+    }
+
     /// Stops a node and starts it again.
     pub(crate) async fn restart(&mut self, index: usize) -> Result<(), Fault> {
         self.down(index).await?;

@@ -24,5 +24,6 @@ mod process;
 mod racing;
 mod recovery;
 mod refusals;
+mod rollover;
 mod secrecy;
 mod versions;

@@ -56,7 +56,7 @@ fn a_users_certificate_is_of_its_domains_root() {
     hub.roots.remove(bob.uri.domain());
     let request = bob.as_user(info(&alice));
     assert!(matches!(ask(&mut hub, &bob, &request), Err(Refusal::NeedsRoots(domains)) if domains == [bob.uri.domain().clone()]));
-    assert_eq!(code(ask(&mut hub, &alice, &request)), ErrorCode::NotAuthorized);
+    assert_eq!(code(ask(&mut hub, &alice, &request)), ErrorCode::WrongOrigin);
 }
 
 // covers DS-016
@@ -74,7 +74,7 @@ fn a_revoked_user_key_asks_nothing() {
 fn a_users_request_is_signed_and_comes_through_its_domain() {
     let (mut hub, alice, others) = group(&["bob@b.test"]);
     let request = alice.as_user(info(&alice));
-    assert_eq!(code(ask(&mut hub, &others[0], &request)), ErrorCode::NotAuthorized);
+    assert_eq!(code(ask(&mut hub, &others[0], &request)), ErrorCode::WrongOrigin);
     let forged = others[0].as_user_with(alice.user_key_hash(), &alice.chain[1], info(&alice));
     assert_eq!(code(ask(&mut hub, &alice, &forged)), ErrorCode::BadSignature);
 }

@@ -49,7 +49,7 @@ async fn a_group_is_made_by_its_only_member_under_an_unused_name() {
     let founding = Founding::new().await;
     let Founding { node, alice, room, good } = &founding;
     let bob = node.device("bob@b.test").await;
-    node.refuses("DS-012", Via::Peer("b.test"), good, ErrorCode::NotAuthorized).await;
+    node.refuses("DS-012", Via::Peer("b.test"), good, ErrorCode::WrongOrigin).await;
     let elsewhere = bob.opaque_queue();
     founding.refuses("DS-022", ErrorCode::InvalidQueueConfig, |_, body| body.client_queue_config = elsewhere).await;
     let mut spoilt = alice.key_package(None).message();

@@ -76,7 +76,7 @@ async fn a_list_of_revoked_keys_is_its_domains_own_and_signed_by_it() {
     let (a, b) =
         (node.as_roots[&"a.test".parse().expect("a domain")].key(), node.as_roots[&"b.test".parse().expect("a domain")].key());
     let of_another = status("a.test", 7, [1; 32]).sign(b);
-    node.refuses_status("DS-201", "b.test", &of_another, ErrorCode::NotAuthorized).await;
+    node.refuses_status("DS-201", "b.test", &of_another, ErrorCode::WrongOrigin).await;
     let by_another = status("b.test", 7, [1; 32]).sign(a);
     node.refuses_status("DS-202", "b.test", &by_another, ErrorCode::BadSignature).await;
     node.takes_status("b.test", &status("b.test", 7, [2; 32]).sign(b)).await;

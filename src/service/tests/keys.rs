@@ -81,7 +81,7 @@ async fn a_key_package_is_claimed_by_somebody_known() {
         by.keys_request(alice.domain(), KeysRequest::Claim(ClaimKeyPackages { user: user.into(), ciphersuite }))
     };
     let alices = alice.uri.user().to_bytes();
-    node.refuses("QS-032", Via::Peer("b.test"), &claim(&alice, &alices, 1), ErrorCode::NotAuthorized).await;
+    node.refuses("QS-032", Via::Peer("b.test"), &claim(&alice, &alices, 1), ErrorCode::WrongOrigin).await;
     let chain = vec![bob.chain[0].clone(), alice.user_certificate.clone()];
     let swapped = Device { chain, ..bob.clone() };
     node.refuses("QS-039", Via::Peer("b.test"), &claim(&swapped, &alices, 1), ErrorCode::InvalidCredential).await;

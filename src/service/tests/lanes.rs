@@ -44,7 +44,7 @@ async fn lane_frames_are_taken_in_order_and_once() {
     let many = (2..).take(LANE_BATCH_FRAMES_MAX + 1).map(|sequence| frame(sequence, &[], b"")).collect();
     refuses("QS-040", many, ErrorCode::TooLarge).await;
     let of_own = batch("mimi://a.test/g/0123456789abcdef", vec![frame(1, &[&good], b"one")]);
-    node.refuses_lane("QS-041", "b.test", &of_own, ErrorCode::NotAuthorized).await;
+    node.refuses_lane("QS-041", "b.test", &of_own, ErrorCode::WrongHub).await;
     refuses("QS-042", vec![frame(0, &[&good], b"zero")], ErrorCode::Malformed).await;
     refuses("QS-042", vec![frame(2, &[&good], b"two"), frame(4, &[&good], b"four")], ErrorCode::Malformed).await;
     let large = Opaque::from(vec![0; QUEUE_INFORMATION_BYTES_MAX + 1]);

@@ -17,7 +17,7 @@ async fn a_request_is_by_a_member_signed_by_its_leaf_and_through_its_own_domain(
     let message = room.group.private_message(CONTENT_TYPE_APPLICATION);
     let request = room.request(ALICE, room.message_body(message));
     let (alice, bob) = (&room.devices[&ALICE], &room.devices[&BOB]);
-    node.refuses("DS-012", Via::Peer("b.test"), &request, ErrorCode::NotAuthorized).await;
+    node.refuses("DS-012", Via::Peer("b.test"), &request, ErrorCode::WrongOrigin).await;
     let forged = changed(&bob.key, &request, |_, _| ());
     node.refuses("DS-011", Via::Home(alice), &forged, ErrorCode::BadSignature).await;
     let nobody = changed(&alice.key, &request, |sender, _| *sender = DsSenderId::LeafIndex(7));

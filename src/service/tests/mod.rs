@@ -15,4 +15,5 @@ mod peers;
 mod proposals;
 mod queues;
 mod removals;
+mod roots;
 mod state;

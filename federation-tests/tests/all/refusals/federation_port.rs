@@ -29,7 +29,7 @@ const DECRYPT_ERROR: u8 = 51;
 const CERTIFICATE_REQUIRED: u8 = 116;
 
 /// A peer with the certificate of a domain, as its node has it.
-async fn peer(stage: &Stage, index: usize) -> Result<Raw, Fault> {
+pub(super) async fn peer(stage: &Stage, index: usize) -> Result<Raw, Fault> {
     let (ca, own, to) = (stage.ca()?, stage.domain(index), stage.world.site(0));
     let config = peer_config(&ca, Some((&ca, &TlsCertificateOptions::for_domain(&own))))?;
     Raw::peer(config, to.federation, &to.domain, &own).await.map_err(|ended| Fault::new(format!("no peer: {ended:?}")))
@@ -178,7 +178,7 @@ async fn a_bad_frame_of_a_peer_ends_its_stream_only() -> Result<(), Fault> {
 }
 
 /// What a peer is answered to a proxied request.
-async fn proxied(raw: &Raw, request: &ClientRequest) -> Result<Result<Reply, Rejection>, Fault> {
+pub(super) async fn proxied(raw: &Raw, request: &ClientRequest) -> Result<Result<Reply, Rejection>, Fault> {
     match raw.ask_peer(&PeerRequest::Proxy(encode(request).into())).await {
         Ok(PeerResponse::Proxy(response)) => Ok(decode::<Response>(&response).expect("a response").into_result()),
         other => Err(Fault::new(format!("not answered: {other:?}"))),
@@ -186,7 +186,7 @@ async fn proxied(raw: &Raw, request: &ClientRequest) -> Result<Result<Reply, Rej
 }
 
 // Shows: a domain speaks for its own users only, though every one of these requests is rightly signed (S16). Failure: another code
-// than not_authorized, or any change. The control at the end proves that it was the peer that was wrong: through b.test the very
+// than wrong_origin, or any change. The control at the end proves that it was the peer that was wrong: through b.test the very
 // same octets are accepted.
 // covers DS-012, QS-032
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -208,7 +208,7 @@ async fn a_peer_cannot_speak_for_another_domains_user() -> Result<(), Fault> {
         [("message", &message), ("update", &update), ("claim", &claim), ("hub's user", &of_alice), ("create", &create)]
     {
         let answer = proxied(&through_c, request).await?;
-        assert_eq!(answer, Err(Rejection::new(ErrorCode::NotAuthorized)), "{what}");
+        assert_eq!(answer, Err(Rejection::new(ErrorCode::WrongOrigin)), "{what}");
     }
     stage.expect_unchanged(&before, "another domain's users").await?;
     for request in [&message, &update] {
@@ -217,7 +217,7 @@ async fn a_peer_cannot_speak_for_another_domains_user() -> Result<(), Fault> {
     // What was accepted through b.test is no more told to c.test than it was done for it.
     let before = stage.contents().await?;
     for request in [&message, &update] {
-        assert_eq!(proxied(&through_c, request).await?, Err(Rejection::new(ErrorCode::NotAuthorized)));
+        assert_eq!(proxied(&through_c, request).await?, Err(Rejection::new(ErrorCode::WrongOrigin)));
     }
     stage.expect_unchanged(&before, "a repeat through another domain").await
 }
@@ -232,11 +232,12 @@ async fn a_proxied_request_is_never_proxied_again() -> Result<(), Fault> {
     let refused = Err(Rejection::new(ErrorCode::NotAuthorized));
     let user = bob.user.to_bytes().into();
     let elsewhere = bob.keys_request(&stage.domain(2), KeysRequest::Claim(ClaimKeyPackages { user, ciphersuite: 1 }));
-    assert_eq!(proxied(&raw, &elsewhere).await?, refused, "for a third domain");
+    let second_hop = Err(Rejection::new(ErrorCode::SecondHop));
+    assert_eq!(proxied(&raw, &elsewhere).await?, second_hop, "for a third domain");
     let mut group = room.group.clone();
     let message = room.request(BOB, &bob.device.key, room.message_body(group.private_message(1)));
     let message = Content { destination: stage.domain(1).as_bytes().into(), ..message.content }.sign(&bob.device.key);
-    assert_eq!(proxied(&raw, &message).await?, refused, "for the peer itself");
+    assert_eq!(proxied(&raw, &message).await?, second_hop, "for the peer itself");
     let here = stage.domain(0);
     let to_here = |service| Content::new(&here, RequestId::random(), UnixMillis::now(), service);
     let info = to_here(Service::Info(InfoRequest { domain: stage.domain(2).as_bytes().into() })).unsigned();
@@ -253,20 +254,20 @@ async fn a_proxied_request_is_never_proxied_again() -> Result<(), Fault> {
 }
 
 /// A hub that a test plays: lane frames from b.test to a.test for one group.
-struct Lane {
-    raw: Raw,
-    group: GroupUri,
-    incarnation: Incarnation,
+pub(super) struct Lane {
+    pub(super) raw: Raw,
+    pub(super) group: GroupUri,
+    pub(super) incarnation: Incarnation,
 }
 
-fn frame(lane_sequence: u64, recipients: &[&Opaque], text: &str) -> LaneFrame {
+pub(super) fn frame(lane_sequence: u64, recipients: &[&Opaque], text: &str) -> LaneFrame {
     let message = DeliveredMessage { message: text.as_bytes().into(), receipt: None };
     let recipients = recipients.iter().map(|information| (*information).clone()).collect();
     LaneFrame { lane_sequence, epoch: 7, recipients, delivery: Delivery::Message(message) }
 }
 
 impl Lane {
-    async fn send(&self, frames: Vec<LaneFrame>) -> Result<LaneResult, Fault> {
+    pub(super) async fn send(&self, frames: Vec<LaneFrame>) -> Result<LaneResult, Fault> {
         let batch = LaneBatch { group_id: self.group.to_bytes().into(), incarnation: self.incarnation, frames: frames.into() };
         match self.raw.ask_peer(&PeerRequest::Lanes(vec![batch].into())).await {
             Ok(PeerResponse::Lanes(answers)) => match &answers[..] {
@@ -279,7 +280,7 @@ impl Lane {
     }
 }
 
-fn taken(sequence: u64, responses: &[QueueingServiceResponse]) -> FrameAnswer {
+pub(super) fn taken(sequence: u64, responses: &[QueueingServiceResponse]) -> FrameAnswer {
     FrameAnswer { lane_sequence: sequence, responses: responses.to_vec().into() }
 }
 
@@ -334,7 +335,7 @@ async fn lane_frames_are_taken_in_order_and_once() -> Result<(), Fault> {
     let many = (2..).take(LANE_BATCH_FRAMES_MAX + 1).map(|sequence| frame(sequence, &[], "")).collect();
     assert_eq!(lane.send(many).await?, too_large, "QS-040");
 
-    let refused = LaneResult::Refused(Rejection::new(ErrorCode::NotAuthorized));
+    let refused = LaneResult::Refused(Rejection::new(ErrorCode::WrongHub));
     for hub in [&a, &c] {
         let group = GroupUri::new(hub, &stage.rng.random());
         let of_other = Lane { raw: lane.raw.clone(), group, incarnation: Incarnation::random() };

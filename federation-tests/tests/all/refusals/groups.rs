@@ -157,7 +157,7 @@ async fn a_group_begins_with_its_creator_alone() -> Result<(), Fault> {
     let unproven = Device { chain: vec![vec![1, 2, 3], vec![4]], ..alice.device.clone() };
     for (what, device, code) in [
         ("garbage certificates", unproven, ErrorCode::InvalidCredential),
-        ("bob at alice's node", bob.device.clone(), ErrorCode::NotAuthorized),
+        ("bob at alice's node", bob.device.clone(), ErrorCode::WrongOrigin),
     ] {
         let package = key_package(device.identity(), None, &mut stage.rng);
         let uri = GroupUri::new(&a, &stage.rng.random());

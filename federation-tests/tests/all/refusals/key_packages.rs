@@ -95,7 +95,7 @@ async fn a_client_publishes_its_own_key_packages() -> Result<(), Fault> {
     let elsewhere = alice.keys_request(&b, publish(std::slice::from_ref(&good), None));
     stage.refuses("at another node", &alice, &elsewhere, ErrorCode::NotAuthorized).await?;
     let chain_of_bob = bob.keys_request(&a, publish(std::slice::from_ref(&good), None));
-    stage.refuses("with bob's chain at alice's node", &alice, &chain_of_bob, ErrorCode::NotAuthorized).await?;
+    stage.refuses("with bob's chain at alice's node", &alice, &chain_of_bob, ErrorCode::WrongOrigin).await?;
 
     let both = publish(std::slice::from_ref(&good), Some(of_last_resort));
     assert_eq!(alice.ask(&alice.keys_request(&a, both)).await?, Ok(Reply::Done));
@@ -133,7 +133,7 @@ async fn a_key_package_is_claimed_once_by_somebody_known() -> Result<(), Fault> 
         ("a user of another domain", ask(&bob.user.to_bytes(), 1), ErrorCode::UnknownUser),
         ("no user", ask(b"alice", 1), ErrorCode::UnknownUser),
         ("signed by the user key", unsigned, ErrorCode::BadSignature),
-        ("alice's own claim, through b.test", claims_of_alice, ErrorCode::NotAuthorized),
+        ("alice's own claim, through b.test", claims_of_alice, ErrorCode::WrongOrigin),
     ] {
         stage.refuses(what, &bob, &request, code).await?;
     }

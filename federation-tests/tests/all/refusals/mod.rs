@@ -6,6 +6,7 @@ mod accounts;
 mod client_port;
 mod commits;
 mod federation_port;
+mod forgeries;
 mod groups;
 mod key_packages;
 mod messages;
