@@ -29,7 +29,7 @@ const IMPURE_NAMES: [&str; 14] = [
 ];
 
 /// Names with one home each: (name, layers or files that may use it).
-const HOMES: [(&str, &[&str]); 7] = [
+const HOMES: [(&str, &[&str]); 9] = [
     ("sqlx", &["storage"]),
     ("openmls", &["mls", "client"]),
     ("openmls_rust_crypto", &["client"]),
