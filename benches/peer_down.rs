@@ -36,8 +36,10 @@ use verdicts::Verdicts;
 /// Rounds; the median of what they give counts.
 const ROUNDS: usize = 5;
 
-/// Messages in each window of a round.
-const MESSAGES: usize = 1_000;
+/// The messages that are offered in each window of a round, and how long it lasts at most: a window must not be so long that the
+/// machine is another one in the next.
+const MESSAGES: usize = 2_000;
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// Messages that are on their way to the hub at once.
 const AT_ONCE: usize = 16;
@@ -136,8 +138,8 @@ impl Load {
         Self { alice: Arc::new(alice), bob, room }
     }
 
-    /// Offers so many messages; returns how many a second were accepted. They are signed beforehand.
-    async fn offer(&mut self, count: usize) -> f64 {
+    /// Offers so many messages, for at most so long; returns how many a second were accepted. They are signed beforehand.
+    async fn offer(&mut self, count: usize, limit: Duration) -> f64 {
         let requests: Vec<ClientRequest> = (0..count)
             .map(|_| {
                 let message = self.room.group.private_message(CONTENT_TYPE_APPLICATION);
@@ -150,13 +152,18 @@ impl Load {
         for _ in 0..AT_ONCE {
             let (alice, requests, next) = (self.alice.clone(), requests.clone(), next.clone());
             senders.spawn(async move {
-                while let Some(request) = requests.get(next.fetch_add(1, Ordering::SeqCst)) {
+                let mut accepted = 0;
+                while begun.elapsed() < limit
+                    && let Some(request) = requests.get(next.fetch_add(1, Ordering::SeqCst))
+                {
                     alice.ask(request).await.unwrap().unwrap();
+                    accepted += 1;
                 }
+                accepted
             });
         }
-        senders.join_all().await;
-        count as f64 / begun.elapsed().as_secs_f64()
+        let accepted: usize = senders.join_all().await.into_iter().sum();
+        accepted as f64 / begun.elapsed().as_secs_f64()
     }
 }
 
@@ -190,16 +197,16 @@ async fn run() -> ExitCode {
     let down: Domain = world.site(1).domain.clone();
     let mut load = Load::prepare(&world).await;
     let steady = Steady::begin(&world).await;
-    load.offer(MESSAGES).await;
+    load.offer(MESSAGES, WINDOW).await;
     drained(&hub, &down).await;
 
     println!("        accepted a second: up, down, ratio; p99 of the other peer's waits in ms: up, down, catching up");
     let (mut rates, mut waits_up, mut waits_down, mut waits_after) = (vec![], vec![], vec![], vec![]);
     for round in 0..ROUNDS {
-        let (up, while_up) = steady.during(load.offer(MESSAGES)).await;
+        let (up, while_up) = steady.during(load.offer(MESSAGES, WINDOW)).await;
         drained(&hub, &down).await;
         peer.take().unwrap().stop().await.unwrap();
-        let (without, while_down) = steady.during(load.offer(MESSAGES)).await;
+        let (without, while_down) = steady.during(load.offer(MESSAGES, WINDOW)).await;
         peer = Some(world.start(1).await.unwrap());
         hub.service().peers().wake(&down);
         let (_, after) = steady.during(drained(&hub, &down)).await;
@@ -220,7 +227,7 @@ async fn run() -> ExitCode {
 
     peer.take().unwrap().stop().await.unwrap();
     let before = drained_so_far(&load, &world).await;
-    load.offer(frames).await;
+    load.offer(frames, Duration::MAX).await;
     let waiting = hub.service().storage().lane_totals().await.unwrap();
     let waiting = waiting.iter().find(|totals| totals.domain == down).map_or(0, |totals| totals.frames);
     let wanted = hub.service().storage().waiting_frames(&down, &load.room.uri.to_string(), 1, frames + 1, usize::MAX).await;
