@@ -299,7 +299,7 @@ async fn a_probe_is_for_whoever_asks_and_bounded() {
     assert!(gate.is_none_or(|gate| gate.state == GateState::Up && gate.failures == 0), "the gate knows nothing of it");
 
     // A third domain, whose machine is deaf: the first probe takes its time, and there is no second beside it.
-    let deaf = UdpSocket::bind(world.site(2).federation).expect("c's port");
+    let _deaf = UdpSocket::bind(world.site(2).federation).expect("c's port");
     let c = peer_of(2).await;
     let answers = tokio::join!(probed(&c), probed(&c));
     let mut outcomes = [answers.0, answers.1].map(|answer| match answer {
