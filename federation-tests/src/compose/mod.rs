@@ -6,11 +6,9 @@
 //! | `setup` | before anything runs: CA, nodes, invitations |
 //! | `people` | once the nodes answer: one user of each domain, and a group of them |
 //! | `talk` | the scripted conversation of these users |
-//! | `healthy` | whether a node answers |
 //!
 //! All of it can be run again at any time: what is there stays as it is.
 
-mod healthy;
 pub mod image;
 mod people;
 mod setup;
@@ -47,12 +45,6 @@ pub enum ComposeCommand {
     People(PeopleArguments),
     /// Do nothing until told to end: a container for commands.
     Wait,
-    /// Ask a node through its client port; the exit code says whether it answers.
-    Healthy {
-        /// The configuration file.
-        #[arg(long, default_value = "node.toml")]
-        config: PathBuf,
-    },
 }
 
 /// `compose setup`.
@@ -136,7 +128,6 @@ pub fn run(command: &ComposeCommand) -> ExitCode {
             ComposeCommand::Dns(arguments) => serve_dns(arguments).await,
             ComposeCommand::People(arguments) => people::run(arguments).await,
             ComposeCommand::Wait => told_to_end().await,
-            ComposeCommand::Healthy { config } => healthy::run(config).await,
         }
         .map(|()| true)
     })
