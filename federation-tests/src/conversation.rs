@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use mimi_node::base::{Context as _, Fault, GroupUri, UserUri};
 use mimi_node::client::{Client, ClientError, ClientSettings, Event};
-use tokio::sync::{Notify, mpsc};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -26,6 +27,9 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long after a run a client may take for what is left: its acknowledgements, above all.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client of the conversation tries: nobody gives up while a node is away for a while.
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(150);
 
 /// How often it is asked whether it is done.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
@@ -49,13 +53,20 @@ pub struct Script {
     pub update_every: usize,
 }
 
-/// What happens, for whoever shows it.
-#[derive(Clone, Debug)]
+/// What happens, for whoever shows it. As JSON, an object whose `scene` is the variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "scene", rename_all = "lowercase")]
 pub enum Scene {
     /// A user was enrolled.
-    Enrolled(String),
+    Enrolled {
+        /// Who.
+        user: String,
+    },
     /// The group was made.
-    Created(GroupUri),
+    Created {
+        /// Its URI.
+        group: String,
+    },
     /// A user was told that its message was accepted.
     Sent {
         /// Who.
@@ -77,7 +88,7 @@ pub enum Scene {
         /// Who.
         by: String,
         /// What, in a word.
-        what: &'static str,
+        what: String,
         /// The new epoch.
         epoch: u64,
     },
@@ -102,12 +113,7 @@ fn short(client: &Client) -> String {
 /// What a client needs to know of its surroundings.
 pub fn settings(world: &World, name: &str) -> ClientSettings {
     let resolver: Vec<SocketAddr> = vec![world.dns.local_addr()];
-    ClientSettings {
-        resolver,
-        log: Some(world.log_path(name)),
-        request_deadline: Duration::from_secs(150),
-        ..ClientSettings::default()
-    }
+    ClientSettings { resolver, log: Some(world.log_path(name)), request_deadline: REQUEST_DEADLINE, ..ClientSettings::default() }
 }
 
 impl Cast {
@@ -130,26 +136,30 @@ impl Cast {
         while let Some(joined) = joining.join_next().await {
             let (index, client) = joined.context("enrolling was interrupted")?;
             let client = client.with_context(|| format!("{} could not enrol", NAMES[index]))?;
-            let _ = scenes.send(Scene::Enrolled(short(&client)));
+            let _ = scenes.send(Scene::Enrolled { user: short(&client) });
             clients.push((index, client));
         }
         clients.sort_by_key(|(index, _)| *index);
-        let clients: Vec<Client> = clients.into_iter().map(|(_, client)| client).collect();
-        Ok(Self { names: clients.iter().map(short).collect(), clients })
+        Ok(Self::of(clients.into_iter().map(|(_, client)| client).collect()))
+    }
+
+    /// Clients that are there already, each of another domain; groups are made on the first one's.
+    pub fn of(clients: Vec<Client>) -> Self {
+        Self { names: clients.iter().map(short).collect(), clients }
     }
 
     /// Makes a group on the first domain and adds everyone else, one after the other.
     pub async fn make_group(&self, name: &str, scenes: &Scenes) -> Result<GroupUri, Fault> {
         let (first, others) = self.clients.split_first().context("nobody is there")?;
         let group = first.create_group(Some(name)).await.context("the group could not be made")?;
-        let _ = scenes.send(Scene::Created(group.clone()));
+        let _ = scenes.send(Scene::Created { group: group.to_string() });
         for other in others {
             let user: UserUri = other.uri().user().clone();
             let epoch = first
                 .add_users(&group, std::slice::from_ref(&user))
                 .await
                 .with_context(|| format!("{user} could not be added"))?;
-            let _ = scenes.send(Scene::Committed { by: short(first), what: "add", epoch });
+            let _ = scenes.send(Scene::Committed { by: short(first), what: "add".to_owned(), epoch });
         }
         Ok(group)
     }
@@ -163,7 +173,26 @@ impl Cast {
     /// As [`Cast::play`], but nobody writes while somebody has `window` messages of others to read: the conversation stops
     /// while one is out of reach, and does not end without it.
     pub async fn play_in_step(&self, group: &GroupUri, script: Script, window: usize, scenes: &Scenes) -> Result<(), Fault> {
-        let step = Arc::new(Step { window, behind: Mutex::new(vec![0; self.clients.len()]), changed: Notify::new() });
+        let behind = Mutex::new(vec![0; self.clients.len()]);
+        self.play_with(group, script, Step { window, permits: None, behind, changed: Notify::new() }, scenes).await
+    }
+
+    /// As [`Cast::play`], but each message takes one of `permits` first, whoever writes it. When they are closed, the play has
+    /// failed.
+    pub async fn play_by_permit(
+        &self,
+        group: &GroupUri,
+        script: Script,
+        permits: Arc<Semaphore>,
+        scenes: &Scenes,
+    ) -> Result<(), Fault> {
+        let behind = Mutex::new(vec![0; self.clients.len()]);
+        let step = Step { window: usize::MAX, permits: Some(permits), behind, changed: Notify::new() };
+        self.play_with(group, script, step, scenes).await
+    }
+
+    async fn play_with(&self, group: &GroupUri, script: Script, step: Step, scenes: &Scenes) -> Result<(), Fault> {
+        let step = Arc::new(step);
         let total = script.messages;
         let count = self.clients.len();
         let mut tasks = JoinSet::new();
@@ -243,6 +272,8 @@ struct Player {
 /// Keeps the writers from running away from the readers.
 struct Step {
     window: usize,
+    /// How many more messages may be written, if somebody counts.
+    permits: Option<Arc<Semaphore>>,
     /// How many accepted messages of others each player has not read; less than nothing when it reads one before its sender
     /// knows that it was accepted.
     behind: Mutex<Vec<i64>>,
@@ -255,13 +286,16 @@ impl Step {
         self.changed.notify_waiters();
     }
 
-    /// Waits until nobody is too far behind.
-    async fn wait(&self) {
+    /// Waits until nobody is too far behind, and one more message may be written.
+    async fn wait(&self) -> Result<(), Fault> {
+        if let Some(permits) = &self.permits {
+            permits.acquire().await.context("nobody lets the conversation go on")?.forget();
+        }
         loop {
             let changed = self.changed.notified();
             let window = i64::try_from(self.window).unwrap_or(i64::MAX);
             if self.behind.lock().unwrap_or_else(PoisonError::into_inner).iter().all(|behind| *behind < window) {
-                return;
+                return Ok(());
             }
             changed.await;
         }
@@ -294,7 +328,7 @@ impl Player {
             while text.len() < script.size {
                 text.push('.');
             }
-            self.step.wait().await;
+            self.step.wait().await?;
             self.client.send(&self.group, &text).await.with_context(|| format!("{} could not send", self.name))?;
             let _ = self.scenes.send(Scene::Sent { from: self.name.clone(), text });
             self.step.change(|behind| {
@@ -303,7 +337,7 @@ impl Player {
             // Spread over the run, so that Commits meet messages of every other sender.
             if script.update_every > 0 && (number + self.index) % script.update_every == script.update_every - 1 {
                 let epoch = self.client.update(&self.group).await.with_context(|| format!("{} could not update", self.name))?;
-                let _ = self.scenes.send(Scene::Committed { by: self.name.clone(), what: "update", epoch });
+                let _ = self.scenes.send(Scene::Committed { by: self.name.clone(), what: "update".to_owned(), epoch });
             }
         }
         Ok(())

@@ -1,11 +1,13 @@
 //! The testbed's program. Its hidden subcommands are the node and the client, so that tests run them as real processes without
 //! building anything else.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use federation_tests::compose::image::{self, ImageArguments};
+use federation_tests::compose::{self, ComposeCommand, ConversationArguments};
 use federation_tests::fuzzing::seeds;
 use federation_tests::testbed::{self, TestbedArguments};
 
@@ -21,6 +23,13 @@ struct Arguments {
 enum Command {
     /// Start domains, hold a conversation across them, stay up to be joined.
     Testbed(TestbedArguments),
+    /// Build the container image of `docker-compose.yml`.
+    Image(ImageArguments),
+    /// Hold a conversation between users who are there, and judge it.
+    Conversation(ConversationArguments),
+    /// What the containers of `docker-compose.yml` run.
+    #[command(subcommand, hide = true)]
+    Compose(ComposeCommand),
     /// What `mimi-node` does.
     #[command(hide = true, disable_help_flag = true)]
     Node(Forwarded),
@@ -49,9 +58,19 @@ struct Forwarded {
 }
 
 fn main() -> ExitCode {
+    // In the image, the binary is called by the name of the program that it is to be.
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    match called.file_name().and_then(OsStr::to_str) {
+        Some("mimi-node") => return mimi_node::cli::node::main(std::env::args_os()),
+        Some("mimi-client") => return mimi_node::cli::client::main(std::env::args_os()),
+        _ => {}
+    }
     let forward = |name: &str, forwarded: Forwarded| std::iter::once(OsString::from(name)).chain(forwarded.arguments);
     match Arguments::parse().command {
         Command::Testbed(arguments) => testbed::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments),
+        Command::Conversation(arguments) => compose::converse(&arguments),
+        Command::Compose(command) => compose::run(&command),
         Command::Seeds(SeedsArguments { from, into }) => write_seeds(&from, &into),
         Command::Node(forwarded) => mimi_node::cli::node::main(forward("mimi-node", forwarded)),
         Command::Client(forwarded) => mimi_node::cli::client::main(forward("mimi-client", forwarded)),

@@ -9,8 +9,8 @@ use mimi_node::identity::pem::{certificates_from_pem, key_from_pem};
 use mimi_node::identity::{TlsCa, TlsCertificate, TlsCertificateOptions};
 use mimi_node::transport::frame::{read_frame, write_frame};
 use mimi_node::transport::{CloseCode, EndpointSecret, FrameError, endpoint, tls};
-use mimi_node::wire::peer::{Hello, PeerLimits, PeerRequest, PeerResponse};
-use mimi_node::wire::{VERSION, decode, encode};
+use mimi_node::wire::peer::{Hello, PROTOCOL_VERSIONS, PeerLimits, PeerRequest, PeerResponse};
+use mimi_node::wire::{decode, encode};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, ReadError};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -141,8 +141,10 @@ impl Raw {
 pub fn hello(domain: &Domain) -> Hello {
     Hello {
         domain: domain.as_bytes().into(),
-        versions: vec![VERSION].into(),
+        versions: PROTOCOL_VERSIONS.to_vec().into(),
         limits: PeerLimits { frame_bytes_max: FRAME_BYTES_MAX as u32, lane_frames_max: 256 },
+        server_time_ms: UnixMillis::now().0,
+        extensions: vec![].into(),
     }
 }
 
@@ -155,6 +157,15 @@ pub fn peer_config(trusted: &TlsCa, presented: Option<(&TlsCa, &TlsCertificateOp
 
 /// As [`peer_config`], with a certificate that is there already.
 pub fn dialling_config(trusted: &TlsCa, presented: Option<&TlsCertificate>) -> Result<quinn::ClientConfig, Fault> {
+    dialling_config_with(trusted, presented, tls::ALPNS_FEDERATION)
+}
+
+/// As [`dialling_config`], offering these protocols, best first.
+pub fn dialling_config_with(
+    trusted: &TlsCa,
+    presented: Option<&TlsCertificate>,
+    alpns: &[&[u8]],
+) -> Result<quinn::ClientConfig, Fault> {
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS cannot be set up")?
@@ -166,7 +177,7 @@ pub fn dialling_config(trusted: &TlsCa, presented: Option<&TlsCertificate>) -> R
             builder.with_client_auth_cert(chain, key).context("the certificate and key do not go together")?
         }
     };
-    config.alpn_protocols = vec![tls::ALPN_FEDERATION.to_vec()];
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     let crypto = QuicClientConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
 }
@@ -174,6 +185,11 @@ pub fn dialling_config(trusted: &TlsCa, presented: Option<&TlsCertificate>) -> R
 /// How a peer accepts whose certificate may be of any kind: it asks for a certificate under `trusted`, and offers tickets to
 /// resume by, as no node does.
 pub fn accepting_config(trusted: &TlsCa, presented: &TlsCertificate) -> Result<quinn::ServerConfig, Fault> {
+    accepting_config_with(trusted, presented, tls::ALPNS_FEDERATION)
+}
+
+/// As [`accepting_config`], accepting these protocols.
+pub fn accepting_config_with(trusted: &TlsCa, presented: &TlsCertificate, alpns: &[&[u8]]) -> Result<quinn::ServerConfig, Fault> {
     let (chain, key) = der(presented)?;
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(trusted)?), provider())
         .build()
@@ -184,7 +200,7 @@ pub fn accepting_config(trusted: &TlsCa, presented: &TlsCertificate) -> Result<q
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .context("the certificate and key do not go together")?;
-    config.alpn_protocols = vec![tls::ALPN_FEDERATION.to_vec()];
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     let crypto = QuicServerConfig::try_from(config).context("TLS cannot be set up for QUIC")?;
     Ok(quinn::ServerConfig::with_crypto(Arc::new(crypto)))
 }

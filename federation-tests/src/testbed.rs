@@ -1,6 +1,6 @@
 //! `cargo testbed`: a federation on this machine that talks, to look at and to join.
 
-mod picture;
+pub(crate) mod picture;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,20 @@ pub struct Report {
     pub proxied: usize,
     /// What the checker found, a line each.
     pub findings: Vec<String>,
+}
+
+impl Report {
+    /// Also that something is still under way is not well.
+    pub(crate) fn of(verdict: &Verdict, proxied: usize) -> Self {
+        let figures = verdict.figures.clone();
+        let complete = figures.delivered == figures.expected && figures.still_queued == 0;
+        Self {
+            ok: verdict.ok && complete,
+            proxied,
+            findings: verdict.findings.iter().map(ToString::to_string).collect(),
+            figures,
+        }
+    }
 }
 
 /// Runs the testbed.
@@ -116,37 +130,29 @@ struct Lounge {
 
 async fn converse(arguments: &TestbedArguments, world: &World) -> Result<(Report, Lounge), Fault> {
     let (scenes, seen) = mpsc::unbounded_channel();
-    let picture = Picture::new(world, !arguments.json);
+    let picture = Picture::new(&world.site(0).domain, !arguments.json);
     let shown = tokio::spawn(picture.show(seen));
     let cast = Cast::assemble(world, &scenes).await?;
     let name = free_name(&cast.clients[0], "lounge").await?;
     let group = cast.make_group(&name, &scenes).await?;
     let script = Script { messages: arguments.messages, size: arguments.size as usize, update_every: 25 };
     cast.play(&group, script, &scenes).await?;
-    for (client, name) in cast.clients.iter().zip(NAMES) {
-        log_queued(client, &world.log_path(name)).await?;
+    let logs: Vec<PathBuf> = NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name)).collect();
+    for (client, log) in cast.clients.iter().zip(&logs) {
+        log_queued(client, log).await?;
     }
     cast.close().await;
     drop(scenes);
     let proxied = shown.await.context("the picture was interrupted")?;
-    let logs = NAMES.iter().take(world.sites.len()).map(|name| world.log_path(name));
     let verdict = judge(&read_logs(logs)?, &group);
-    let figures = verdict.figures.clone();
-    let complete = figures.delivered == figures.expected && figures.still_queued == 0;
-    let report = Report {
-        ok: verdict.ok && complete,
-        proxied,
-        findings: verdict.findings.iter().map(ToString::to_string).collect(),
-        figures,
-    };
     if !arguments.json {
         println!("\n{verdict}");
     }
-    Ok((report, Lounge { name, uri: group }))
+    Ok((Report::of(&verdict, proxied), Lounge { name, uri: group }))
 }
 
 /// `name`, or `name-2` and so on when the client already calls a group so: names of groups are the client's own.
-async fn free_name(client: &Client, name: &str) -> Result<String, Fault> {
+pub(crate) async fn free_name(client: &Client, name: &str) -> Result<String, Fault> {
     let groups = client.groups().await.context("the groups cannot be listed")?;
     let taken: BTreeSet<String> = groups.into_iter().filter_map(|group| group.name).collect();
     Ok(first_free(name, |name| taken.contains(name)))
@@ -161,7 +167,7 @@ fn first_free(name: &str, taken: impl Fn(&str) -> bool) -> String {
 
 /// Judges what the logs say of this run's group. Logs of a directory that is started again hold earlier groups, too, whose
 /// members may have gone on without a log: of these nothing can be said, and neither can where their entries left the queues.
-fn judge(lines: &[Line], group: &GroupUri) -> Verdict {
+pub(crate) fn judge(lines: &[Line], group: &GroupUri) -> Verdict {
     let group = group.to_string();
     let of_group: Vec<Line> = lines.iter().filter(|line| line.event.group().is_none_or(|of| of == group)).cloned().collect();
     let mut verdict = check(&of_group);

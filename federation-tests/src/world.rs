@@ -175,15 +175,20 @@ impl World {
     /// Runs a domain's node as a process: `program` with the hidden subcommand `node`. `fault_point`: see
     /// `mimi_node::base::fault_points`.
     pub async fn spawn(&self, index: usize, program: &Path, fault_point: Option<&str>) -> Result<NodeProcess, Fault> {
+        let environment: Vec<(&str, &str)> =
+            fault_point.map(|fault_point| ("MIMI_FAULT_POINT", fault_point)).into_iter().collect();
+        self.spawn_with(index, program, &environment).await
+    }
+
+    /// As [`World::spawn`], with variables of `mimi_node::base::fault_points`.
+    pub async fn spawn_with(&self, index: usize, program: &Path, environment: &[(&str, &str)]) -> Result<NodeProcess, Fault> {
         let log = self.node_log(index);
         let log =
             File::options().create(true).append(true).open(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(program);
         command.args(["node", "serve", "--config"]).arg(self.site_dir(index).join("node.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::from(log)).kill_on_drop(true);
-        if let Some(fault_point) = fault_point {
-            command.env("MIMI_FAULT_POINT", fault_point);
-        }
+        command.envs(environment.iter().copied());
         let mut child = command.spawn().context("cannot start a node process")?;
         let output = BufReader::new(child.stdout.take().context("a node process has no output")?).lines();
         let mut process = NodeProcess { child, output };

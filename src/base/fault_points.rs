@@ -2,6 +2,9 @@
 //!
 //! `MIMI_FAULT_POINT=name:needle:count` holds the process at the `count`th passing of `name` whose subject contains `needle`:
 //! it writes `fault point reached` to standard error and then stands still until it is killed.
+//!
+//! `MIMI_CLOCK_OFFSET_MS=3600000` gives the process a clock that is an hour ahead, wherever it asks [`super::UnixMillis::now`]. TLS,
+//! which asks the system itself, is not deceived.
 
 use std::io::Write as _;
 use std::sync::OnceLock;
@@ -35,4 +38,10 @@ pub fn reached(name: &str, subject: impl FnOnce() -> String) {
             std::thread::park();
         }
     }
+}
+
+/// How far the process's clock is to be off, in milliseconds; 0 unless a test says otherwise.
+pub fn clock_offset_ms() -> i64 {
+    static OFFSET_MS: OnceLock<i64> = OnceLock::new();
+    *OFFSET_MS.get_or_init(|| std::env::var("MIMI_CLOCK_OFFSET_MS").ok().and_then(|text| text.parse().ok()).unwrap_or(0))
 }

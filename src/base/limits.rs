@@ -187,6 +187,37 @@ pub const LANES_PER_BATCH_MAX: usize = 64;
 /// The frames of a lane whose answers the receiver keeps, so that a repeat is answered as before. At least one batch.
 pub const LANE_ANSWERS_KEPT: u64 = 1_024;
 
+/// The requests with frames that are on their way to one peer at once; a lane is in at most one of them.
+pub const LANE_REQUESTS_AT_ONCE_MAX: usize = 4;
+
+/// While a request with frames is not answered for so long, the next one, with frames of other lanes, goes out beside it. Sooner
+/// would make many small requests of few large ones.
+pub const LANE_REQUEST_PATIENCE: Duration = Duration::from_millis(50);
+
+/// A peer that asks for a longer wait before its lanes are tried again is asked again all the same after this long.
+pub const LANE_RETRY_AFTER_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// How often the bounds of lanes are looked at. A lane can be over them for so long.
+pub const LANE_BOUNDS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A lane that is over a bound loses this part of what it may hold besides what is over, so that it does not end again at once.
+pub const LANE_SLACK_DIVISOR: u64 = 16;
+
+/// How many dead frames of a lane are swept away in one transaction.
+pub const LANE_SWEEP_AT_ONCE_MAX: u64 = 500;
+
+/// How many different sets of recipients of lost frames are looked at, to tell those who are no members any more.
+pub const LANE_LOST_RECIPIENTS_MAX: usize = 64;
+
+/// How many frames' sizes are read at once when a lane is over a bound.
+pub const LANE_SIZES_AT_ONCE_MAX: usize = 4_096;
+
+/// The dead letters that are kept of one domain: the newest.
+pub const DEAD_LETTERS_PER_DOMAIN_MAX: u64 = 1_000;
+
+/// And for how long.
+pub const DEAD_LETTERS_KEPT: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
 // --- Requests and their stored answers ---
 
 /// One client request on the node, proxying included.
@@ -285,6 +316,53 @@ pub const PEERS_MAX: usize = 4_096;
 
 /// A peer connection that is lost sooner than this, without one answer, counts as a failed attempt.
 pub const CONNECTION_STABLE_AFTER: Duration = Duration::from_secs(5);
+
+// --- Diagnosis ---
+
+/// Diagnosis: the size of the packet that knocks, in octets: the smallest to which a QUIC server answers (RFC 9000 §14.1).
+pub const KNOCK_BYTES: usize = 1_200;
+
+/// Diagnosis: how often it knocks at a silent address.
+pub const KNOCK_INTERVAL: Duration = Duration::from_millis(400);
+
+/// Diagnosis: how long a machine that is silent to UDP has to show that it is there.
+pub const KNOCK_TCP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Diagnosis: one address, from the knock to `hello`.
+pub const DIAGNOSIS_ADDRESS_TIMEOUT: Duration = DIAL_ADDRESS_TIMEOUT;
+
+/// Diagnosis: how long the peer has to connect back and tell (X10): longer than it takes it to find that nobody answers.
+pub const PROBE_BACK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The largest answer to `probe_back`, in octets.
+pub const PROBE_REPORT_BYTES_MAX: usize = 16 * 1024;
+
+/// Diagnosis: how many of a peer's versions are shown.
+pub const VERSIONS_SHOWN_MAX: usize = 16;
+
+/// The longest text of one address in a report, in characters: an IPv6 address with its scope and port.
+pub const ADDRESS_TEXT_MAX: usize = 64;
+
+/// `probe_back` on behalf of one peer: so many at once, after a rest.
+pub const PROBE_BACK_BURST: u32 = 4;
+
+/// And in the long run one in this time.
+pub const PROBE_BACK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// `probe_back`: on behalf of all peers together, so many at once.
+pub const PROBES_AT_ONCE_MAX: usize = 4;
+
+/// The peers whose `probe_back` requests are counted at once.
+pub const PROBE_KEYS_MAX: usize = 4_096;
+
+/// From which difference of their clocks on both nodes warn of it. A request may be five minutes off ([`REQUEST_TIME_WINDOW`]).
+pub const CLOCK_DIFFERENCE_WARN: Duration = Duration::from_secs(30);
+
+/// The peers whose clocks are remembered to be off.
+pub const CLOCKS_REMEMBERED_MAX: usize = 4_096;
+
+/// How often the log says at most that somebody came with another protocol than the port speaks.
+pub const OTHER_PROTOCOL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 // --- Discovery ---
 
@@ -402,6 +480,42 @@ pub const CRL_LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How long a client connection without a certificate may last: `info` and `enrol` are quick.
 pub const STRANGER_CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+// --- The admin interface ---
+
+/// The admin interface: connections at once on the socket, and as many on TCP. More wait their turn.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+
+/// The admin interface: how long a request's head, and then its body, may take to arrive.
+pub const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The admin interface: how long one connection, which carries one request, may last. Longer than anything that is asked there
+/// takes, a look at another domain included.
+pub const ADMIN_CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// The admin interface: the largest head of a request, in octets.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// The admin interface: the most header fields of a request.
+pub const ADMIN_HEADERS_MAX: usize = 32;
+
+/// The admin interface: the largest body of a request, in octets.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// The admin interface: the most rows of an answer, lanes and dead letters above all.
+pub const ADMIN_ROWS_MAX: usize = 10_000;
+
+/// The largest answer that an operator's command takes from the admin interface, in octets.
+pub const ADMIN_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The peers that have metrics of their own; the others are summed up.
+pub const METRICS_PEERS_MAX: usize = 256;
+
+/// How long a write that only shows whether the disk can be written may take.
+pub const TRY_WRITING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often what all queues hold is counted anew for metrics: it costs a look at each queue.
+pub const QUEUE_TOTALS_INTERVAL: Duration = Duration::from_secs(60);
 
 // --- Stopping ---
 

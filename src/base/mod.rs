@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod clock;
+pub mod count;
 pub mod crypto;
 pub mod domain;
 pub mod fault;

@@ -89,6 +89,13 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Give a group a name, which only this client knows
+    Name {
+        /// The group's URI, its name so far, or the beginning of its id
+        group: String,
+        /// The new name
+        name: String,
+    },
     /// Add all clients of users to a group
     Add {
         /// The group's URI, its local name, or the beginning of its id
@@ -472,6 +479,11 @@ async fn perform(client: &Client, dir: &Path, command: Command, json: bool) -> D
         Command::Create { name } => {
             let group = client.create_group(name.as_deref()).await?;
             say(json, &json!({ "group": group.to_string(), "name": name }), || group.to_string())
+        }
+        Command::Name { group, name } => {
+            let group = find_group(client, json, &group).await?;
+            client.name_group(&group, Some(&name)).await?;
+            say(json, &json!({ "group": group.to_string(), "name": name }), || format!("{group} is called {name:?} here"))
         }
         Command::Add { group, users } => {
             let group = find_group(client, json, &group).await?;

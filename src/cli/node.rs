@@ -1,4 +1,4 @@
-//! `mimi-node`: set up, serve, certificates, users.
+//! `mimi-node`: set up, serve, certificates, users; and what a running node is asked: peers, health.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use super::certs::{self, CertsCommand};
+use super::doctor::{self, DoctorArguments};
+use super::lanes::{self, LanesArguments};
+use super::peers::{self, HealthArguments, PeersCommand};
 use super::users::{self, UsersCommand};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::{Domain, UnixMillis};
@@ -40,6 +43,18 @@ enum Command {
     /// Invite and list users.
     #[command(subcommand)]
     Users(UsersCommand),
+    /// See other domains as the running node does, and decide about them.
+    #[command(subcommand)]
+    Peers(PeersCommand),
+    /// Look at everything between this node and another domain's, and back: DNS, addresses, UDP, certificates, versions, clocks,
+    /// policy. The exit code tells the kind of trouble.
+    Doctor(DoctorArguments),
+    /// List the lanes in which frames wait for other domains.
+    Lanes(LanesArguments),
+    /// List what was given up: lanes that ended before all their frames were delivered, and why.
+    DeadLetters(LanesArguments),
+    /// Ask the running node whether it does its work: exit code 0 if so.
+    Health(HealthArguments),
 }
 
 #[derive(clap::Args)]
@@ -79,6 +94,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve { config } => serve(&config),
         Command::Certs(command) => certs::run(command),
         Command::Users(command) => on_runtime(users::run(command)),
+        Command::Peers(command) => on_runtime(peers::run(command)),
+        Command::Doctor(arguments) => match on_runtime(doctor::run(arguments)) {
+            Ok(0) => Ok(()),
+            Ok(trouble) => return ExitCode::from(trouble),
+            Err(fault) => Err(fault),
+        },
+        Command::Lanes(arguments) => on_runtime(lanes::list(arguments)),
+        Command::DeadLetters(arguments) => on_runtime(lanes::dead_letters(arguments)),
+        Command::Health(arguments) => on_runtime(peers::health(arguments)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,7 +113,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn on_runtime(work: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+fn on_runtime<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?.block_on(work)
 }
 

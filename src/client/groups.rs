@@ -174,6 +174,19 @@ impl Client {
         .await
     }
 
+    /// Names a group anew, for this client's eyes only; `None` takes its name away.
+    pub async fn name_group(&self, group: &GroupUri, name: Option<&str>) -> Result<()> {
+        let (group, name) = (group.to_string(), name.map(str::to_owned));
+        self.transact(move |core| {
+            let Some(kept) = core.state.groups.get_mut(&group) else {
+                return Err(ClientError::Invalid(format!("not a member of {group}")));
+            };
+            kept.name = name;
+            core.save()
+        })
+        .await
+    }
+
     /// The group's epoch and its members.
     pub async fn members(&self, group: &GroupUri) -> Result<(u64, Vec<ClientUri>)> {
         let group = group.clone();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::state::{FormerKey, Head, PendingProposal, ProposedBy, Removal};
 use super::{FanOut, GroupState, Hub, Member, Outcome, Recipient, StateChange};
-use crate::base::GroupUri;
 use crate::base::limits::FORMER_KEYS_MAX;
+use crate::base::{Domain, GroupUri};
 use crate::mls::proposal::external_remove;
 use crate::wire::Reply;
 use crate::wire::qs::{DeliveredMessage, Delivery};
@@ -129,6 +129,13 @@ pub fn rejected_queue(hub: &Hub<'_>, state: &GroupState, leaf_index: u32, inform
         return None;
     }
     issue(hub, state, &[(leaf_index, Cause::QueueRejected)])
+}
+
+/// Nothing of the group reaches `domain`, or nothing is taken there: whoever has its queue there cannot take part (S12).
+pub fn undeliverable(hub: &Hub<'_>, state: &GroupState, domain: &Domain) -> Option<Outcome> {
+    let members = state.members.iter().filter(|(_, member)| member.queue.domain == *domain);
+    let wanted: Vec<_> = members.map(|(leaf_index, _)| (*leaf_index, Cause::Undeliverable)).collect();
+    issue(hub, state, &wanted)
 }
 
 /// The leaves that time or revocation has made removable and that are not wanted yet: for housekeeping to [`issue`].

@@ -79,12 +79,14 @@ pub enum Cause {
     Replaced,
     /// Its credential or the lifetime of its leaf ended.
     Expired,
+    /// Its domain has taken nothing of the group for too long.
+    Undeliverable,
 }
 
 impl Cause {
     /// Whether the Remove is taken back when the client shows up with what was missed.
     pub fn ends_on_return(self) -> bool {
-        matches!(self, Self::Inactive | Self::QueueRejected)
+        matches!(self, Self::Inactive | Self::QueueRejected | Self::Undeliverable)
     }
 
     /// How final it is: a cause gives way to one that is more so.
@@ -94,7 +96,7 @@ impl Cause {
 
     /// Whether the leaf's client may come back by an external Commit that takes the leaf out.
     pub fn admits_resync(self) -> bool {
-        matches!(self, Self::Inactive | Self::QueueRejected | Self::Replaced | Self::Expired)
+        matches!(self, Self::Inactive | Self::QueueRejected | Self::Replaced | Self::Expired | Self::Undeliverable)
     }
 }
 

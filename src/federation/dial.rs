@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::backoff::Backoff;
 use super::budget::DialBudget;
 use super::error::{PeerError, Why};
-use super::hello::{self, Hello};
+use super::hello::{self, Greeting, Hello};
 use super::policy::PeerPolicies;
 use crate::base::{Domain, limits};
 use crate::transport::{AddressPolicy, Discovered, Origin, Resolver, Service, Target};
@@ -33,6 +33,9 @@ pub struct DialSettings {
     pub backoff: Backoff,
 }
 
+/// A connection on which `hello` has been exchanged, and what the peer said.
+pub(super) type Greeted = (Connection, Greeting);
+
 /// What every dial sequence needs.
 pub(super) struct Dialer {
     pub(super) endpoint: Endpoint,
@@ -46,19 +49,19 @@ pub(super) struct Dialer {
 impl Dialer {
     /// A connection to `peer` on which `hello` has been exchanged. Every address of every target is tried before this fails. When
     /// none was of use and they were not asked for just now, DNS is asked again and what is new is tried as well.
-    pub(super) async fn dial(&self, peer: &Domain) -> Result<Connection, PeerError> {
+    pub(super) async fn dial(&self, peer: &Domain) -> Result<Greeted, PeerError> {
         let deadline = Instant::now() + limits::DIAL_TIMEOUT;
         let mut sequence = Sequence { peer, tried: HashSet::new(), failures: Failures::default(), deadline };
         let found = self.discover(peer, deadline).await?;
-        if let Some(connection) = self.attempt_all(&mut sequence, &found.targets).await {
-            return Ok(connection);
+        if let Some(greeted) = self.attempt_all(&mut sequence, &found.targets).await {
+            return Ok(greeted);
         }
         self.resolver.doubt(Service::Federation, peer);
         if found.origin == Origin::Cached && Instant::now() < deadline {
             match self.discover(peer, deadline).await {
                 Ok(found) => {
-                    if let Some(connection) = self.attempt_all(&mut sequence, &found.targets).await {
-                        return Ok(connection);
+                    if let Some(greeted) = self.attempt_all(&mut sequence, &found.targets).await {
+                        return Ok(greeted);
                     }
                 }
                 // What became of the attempts tells more than that DNS could not be asked again.
@@ -80,7 +83,7 @@ impl Dialer {
 
     /// Tries the addresses that this sequence has not tried yet. While one is silent the next is tried beside it, for QUIC does
     /// not learn that nobody listens; the first to complete wins.
-    async fn attempt_all(&self, sequence: &mut Sequence<'_>, targets: &[Target]) -> Option<Connection> {
+    async fn attempt_all(&self, sequence: &mut Sequence<'_>, targets: &[Target]) -> Option<Greeted> {
         let peer = sequence.peer;
         let candidates: Vec<Candidate> = candidates(targets).filter(|next| sequence.tried.insert(next.address)).collect();
         // The last one is started early enough to have its time.
@@ -117,9 +120,9 @@ impl Dialer {
             }
             tokio::select! {
                 ended = attempts.join_next(), if !attempts.is_empty() => match ended {
-                    Some(Ok((_, address, Ok(connection)))) => {
-                        self.budget().give_back(address.ip());
-                        return Some(connection);
+                    Some(Ok((_, address, Ok(greeted)))) => {
+                        self.found(address);
+                        return Some(greeted);
                     }
                     Some(Ok((host, address, Err(error)))) => sequence.failures.add(&host, address, error),
                     Some(Err(_)) | None => {}
@@ -133,7 +136,7 @@ impl Dialer {
 
     /// Whether this address may be dialled now. Asked with the very address that is dialled next: an answer of DNS that was looked
     /// at earlier, or elsewhere, says nothing about it.
-    fn admit(&self, peer: &Domain, address: SocketAddr) -> Result<(), PeerError> {
+    pub(super) fn admit(&self, peer: &Domain, address: SocketAddr) -> Result<(), PeerError> {
         let allowed = self.addresses.load().check(peer, address.ip());
         allowed.map_err(|forbidden| PeerError::not_sent(peer, Why::ForbiddenAddress, forbidden.to_string()))?;
         if self.budget().draw(address.ip(), Instant::now().into_std()) {
@@ -142,6 +145,11 @@ impl Dialer {
             let detail = "it was dialled too often lately without finding a peer there";
             Err(PeerError::not_sent(peer, Why::Unreachable, detail))
         }
+    }
+
+    /// A peer was found there: that costs the address nothing.
+    pub(super) fn found(&self, address: SocketAddr) {
+        self.budget().give_back(address.ip());
     }
 
     fn budget(&self) -> std::sync::MutexGuard<'_, DialBudget> {
@@ -204,7 +212,7 @@ async fn attempt(
     hello: Arc<dyn Hello>,
     peer: Domain,
     address: SocketAddr,
-) -> Result<Connection, PeerError> {
+) -> Result<Greeted, PeerError> {
     // The certificate is checked for the domain that was looked up. With DANE (`transport::discovery`), a proven target's TLSA
     // records would be handed to the verifier here.
     let connecting = endpoint
@@ -212,8 +220,8 @@ async fn attempt(
         .map_err(|error| PeerError::not_sent(&peer, Why::Unreachable, error.to_string()))?;
     let whole = async {
         let connection = connecting.await.map_err(|error| PeerError::connection(&peer, &error, super::Sent::NotSent))?;
-        hello::offer(&connection, &peer, &*hello).await?;
-        Ok(connection)
+        let greeting = hello::offer(&connection, &peer, &*hello).await?;
+        Ok((connection, greeting))
     };
     match timeout(limits::DIAL_ADDRESS_TIMEOUT, whole).await {
         Ok(outcome) => outcome,

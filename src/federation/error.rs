@@ -31,7 +31,7 @@ pub enum Why {
     TimedOut,
     /// A certificate was refused, ours by the peer or the peer's by us.
     Certificate,
-    /// The other side speaks another protocol: no ALPN in common.
+    /// The other side speaks another protocol: no ALPN, or no version in `hello`, in common.
     Protocol,
     /// The `hello`s do not fit, or one names the wrong domain.
     HelloRefused,
@@ -82,6 +82,34 @@ impl fmt::Display for Why {
             Self::TooLarge => "too large",
             Self::Local => "this node cannot",
         })
+    }
+}
+
+impl Why {
+    /// One word for it, for programs. Of a back-off, that of its cause.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoSuchDomain => "no_such_domain",
+            Self::NoRecords => "no_records",
+            Self::RefusesFederation => "refuses_federation",
+            Self::DnsFailure => "dns_failure",
+            Self::DnsTimedOut => "dns_timed_out",
+            Self::Unreachable => "unreachable",
+            Self::ForbiddenAddress => "forbidden_address",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Certificate => "certificate",
+            Self::Protocol => "protocol",
+            Self::HelloRefused => "hello_refused",
+            Self::Denied => "denied",
+            Self::BackingOff { cause, .. } => cause.name(),
+            Self::OverLimits => "over_limits",
+            Self::Held => "held",
+            Self::DeniedHere => "denied_here",
+            Self::Closed => "closed",
+            Self::TooLarge => "too_large",
+            Self::Local => "local",
+        }
     }
 }
 
@@ -181,6 +209,19 @@ impl PeerError {
     }
 }
 
+/// Which kind of failure it is that a connection was closed with this code, by either side.
+pub(super) fn closed_with(code: CloseCode) -> Why {
+    match code {
+        CloseCode::HelloRefused | CloseCode::WrongDomain => Why::HelloRefused,
+        CloseCode::NotAuthorized | CloseCode::Denied => Why::Denied,
+        CloseCode::OverLimits => Why::OverLimits,
+        CloseCode::NoAlpn | CloseCode::NoVersion => Why::Protocol,
+        CloseCode::ShuttingDown => Why::Refused,
+        CloseCode::TimedOut => Why::TimedOut,
+        _ => Why::Closed,
+    }
+}
+
 /// TLS alerts travel as QUIC error 0x100 + alert (RFC 9001 §4.8), ours as well as the peer's.
 const TLS_ALERT: u64 = 0x100;
 
@@ -197,15 +238,7 @@ pub(super) fn connection_failure(error: &ConnectionError) -> (Why, String) {
         ConnectionError::TransportError(error) => (by_code(u64::from(error.code)), format!("this node refused: {error}")),
         ConnectionError::ConnectionClosed(close) => (by_code(u64::from(close.error_code)), closed_by_peer(close)),
         ConnectionError::ApplicationClosed(close) => {
-            let why = match CloseCode::from_number(close.error_code.into_inner()) {
-                Some(CloseCode::HelloRefused | CloseCode::WrongDomain) => Why::HelloRefused,
-                Some(CloseCode::NotAuthorized | CloseCode::Denied) => Why::Denied,
-                Some(CloseCode::OverLimits) => Why::OverLimits,
-                Some(CloseCode::NoAlpn) => Why::Protocol,
-                Some(CloseCode::ShuttingDown) => Why::Refused,
-                Some(CloseCode::TimedOut) => Why::TimedOut,
-                _ => Why::Closed,
-            };
+            let why = CloseCode::from_number(close.error_code.into_inner()).map_or(Why::Closed, closed_with);
             let reason = String::from_utf8_lossy(&close.reason);
             (why, format!("the peer closed the connection: {}: {reason}", CloseCode::describe(close.error_code)))
         }

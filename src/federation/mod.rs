@@ -1,5 +1,5 @@
 //! Connections to other domains' nodes: when to try ([`gate`], [`backoff`]), how to connect, and one shared connection per peer
-//! ([`pool`]), and who is to be connected at all ([`policy`]). Frames are opaque here; storage is never seen.
+//! ([`pool`]), and who is to be connected at all ([`policy`]). Frames are opaque here, but to [`diagnose`]; storage is never seen.
 //!
 //! ```text
 //! request ─▶ pool ─▶ up? ───────────────────────────▶ stream ─▶ answer
@@ -8,20 +8,24 @@
 
 pub mod backoff;
 mod budget;
+pub mod diagnose;
 mod dial;
 pub mod error;
 pub mod gate;
 pub mod hello;
 pub mod policy;
 pub mod pool;
+pub mod traffic;
 
 pub use backoff::Backoff;
+pub use diagnose::{Depth, Diagnosis};
 pub use dial::DialSettings;
 pub use error::{PeerError, Sent, Why};
 pub use gate::{GateState, GateStatus};
-pub use hello::{Hello, answer_hello};
+pub use hello::{Greeting, Hello, answer_hello};
 pub use policy::{EffectivePolicy, PeerOverride, PeerPolicies};
 pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
 mod tests;

@@ -102,7 +102,7 @@ impl PeerOverride {
 }
 
 /// Why a peer may not federate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Denial {
     /// The mode is [`Mode::AllowList`], and nobody has allowed it.

@@ -17,8 +17,10 @@ use super::backoff::Backoff;
 use super::dial::{DialSettings, Dialer};
 use super::error::{self, PeerError, Sent, Why};
 use super::gate::{ClosedUntil, Gate, GateStatus, Verdict};
-use super::hello::Hello;
+use super::hello::{Greeting, Hello};
 use super::policy::{Closure, EffectivePolicy, PeerPolicies};
+use super::traffic::{Dialled, Traffic};
+use crate::base::count::Held;
 use crate::base::{Domain, Fault, limits};
 use crate::transport::frame::{read_frame_by, write_frame_by};
 use crate::transport::{AddressPolicy, CloseCode, FrameError, NodeTls, Resolver, Service, Session};
@@ -42,6 +44,7 @@ struct Shared {
     peers: Mutex<HashMap<Domain, Arc<Peer>>>,
     /// The dial sequences under way; they end with the pool.
     dials: Mutex<JoinSet<()>>,
+    traffic: Traffic,
 }
 
 /// Dial sequences that may be under way, see [`limits::DIALS_AT_ONCE_MAX`].
@@ -86,11 +89,14 @@ pub struct PeerStatus {
     pub gate: GateStatus,
     /// The address that our connection to it leads to, if it is up.
     pub connected: Option<std::net::SocketAddr>,
+    /// What it said on that connection.
+    pub greeting: Option<Greeting>,
 }
 
 /// A connection that is up: `hello` has been exchanged.
 struct Live {
     connection: Connection,
+    greeting: Greeting,
     since: Instant,
     /// How many answers arrived on it.
     answers: AtomicU64,
@@ -119,11 +125,12 @@ impl PeerPool {
         let DialSettings { addresses, policies, backoff } = settings;
         let (config, dialled) = (tls.federation_client()?, ArcSwap::from_pointee(addresses.clone()));
         let dialer = Arc::new(Dialer { endpoint, config, resolver, hello, addresses: dialled, budget: Mutex::default() });
-        let (tls, peers, dials) = (tls.clone(), Mutex::default(), Mutex::default());
+        let (tls, peers, dials, traffic) = (tls.clone(), Mutex::default(), Mutex::default(), Traffic::default());
         let slots = || Semaphore::new(limits::DIALS_AT_ONCE_MAX);
         let slots = Arc::new(Slots { known: slots(), others: slots() });
         let policies = ArcSwap::from_pointee(policies);
-        let pool = Self { shared: Arc::new(Shared { own, dialer, tls, backoff, addresses, policies, slots, peers, dials }) };
+        let shared = Shared { own, dialer, tls, backoff, addresses, policies, slots, peers, dials, traffic };
+        let pool = Self { shared: Arc::new(shared) };
         pool.follow_policies();
         Ok(pool)
     }
@@ -170,12 +177,49 @@ impl PeerPool {
         &self.shared.tls
     }
 
+    /// What dials.
+    pub(super) fn dialer(&self) -> &Arc<Dialer> {
+        &self.shared.dialer
+    }
+
+    /// The domain that dials.
+    pub(super) fn own(&self) -> &Domain {
+        &self.shared.own
+    }
+
+    /// What went to and came from each peer.
+    pub fn traffic(&self) -> &Traffic {
+        &self.shared.traffic
+    }
+
+    /// The resolver that finds peers.
+    pub fn resolver(&self) -> &Resolver {
+        &self.shared.dialer.resolver
+    }
+
     /// Sends one request frame to `domain` on a stream of its own and returns the answer, at most `response_limit` octets,
     /// before `deadline`. Connects first where needed and allowed; while the peer backs off it fails at once.
     ///
     /// A request that times out closes the connection, unless another was answered on it meanwhile, so that the next one
     /// redials. [`PeerError::sent`] tells whether it can have had an effect.
     pub async fn request(
+        &self,
+        domain: &Domain,
+        frame: &[u8],
+        response_limit: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, PeerError> {
+        let traffic = self.shared.traffic.of(domain);
+        traffic.requests_sent.one();
+        let _in_flight = Held::new(traffic.requests_in_flight.clone(), 1);
+        let outcome = self.try_request(domain, frame, response_limit, deadline).await;
+        if outcome.is_err() {
+            traffic.requests_failed.one();
+        }
+        outcome
+    }
+
+    async fn try_request(
         &self,
         domain: &Domain,
         frame: &[u8],
@@ -392,6 +436,8 @@ impl PeerPool {
         let (is_known, flushes) = (state.is_known, state.flushes);
         let (dialer, tls, slots) = (self.shared.dialer.clone(), self.shared.tls.clone(), self.shared.slots.clone());
         let peer = peer.clone();
+        // The pool's dials end with it, so that they must not keep it.
+        let shared = Arc::downgrade(&self.shared);
         let mut dials = lock(&self.shared.dials);
         while dials.try_join_next().is_some() {}
         dials.spawn(async move {
@@ -399,10 +445,10 @@ impl PeerPool {
             // Never closed; whoever waits for the outcome has a deadline of its own.
             let _slot = if is_known { &slots.known } else { &slots.others }.acquire().await;
             let outcome = dialer.dial(&peer.domain).await;
-            let outcome = outcome.and_then(|connection| {
+            let outcome = outcome.and_then(|(connection, greeting)| {
                 // Judged once more, by what is trusted now, and watched from now on.
                 match tls.admit(&peer.domain, &connection) {
-                    Ok(session) => Ok((connection, session)),
+                    Ok(session) => Ok((connection, greeting, session)),
                     Err((code, reason)) => {
                         code.close(&connection, &reason);
                         Err(PeerError::not_sent(&peer.domain, Why::Certificate, reason))
@@ -413,14 +459,15 @@ impl PeerPool {
                 let mut state = lock(&peer.state);
                 let closed = state.gate.closed();
                 let outcome = match (outcome, closed) {
-                    (Ok((connection, session)), None) => {
-                        tracing::info!(peer = %peer.domain, address = %connection.remote_address(), "peer connected");
+                    (Ok((connection, greeting, session)), None) => {
+                        let (address, version) = (connection.remote_address(), greeting.version);
+                        tracing::info!(peer = %peer.domain, %address, %version, "peer connected");
                         state.gate.succeeded(now());
                         state.is_known = true;
-                        Ok(Arc::new(Live::new(connection, session, state.flushes != flushes)))
+                        Ok(Arc::new(Live::new(connection, greeting, session, state.flushes != flushes)))
                     }
                     // An operator was faster.
-                    (Ok((connection, _)), Some(why)) => {
+                    (Ok((connection, ..)), Some(why)) => {
                         CloseCode::Done.close(&connection, "not wanted any more");
                         Err(PeerError::not_sent(&peer.domain, why, ""))
                     }
@@ -436,6 +483,9 @@ impl PeerPool {
                 outcome
             };
             std::mem::forget(abandoned);
+            if let Some(shared) = shared.upgrade() {
+                shared.traffic.dials.one(outcome.as_ref().map_or_else(|error| (&error.why).into(), |_| Dialled::Connected));
+            }
             peer.changed.notify_waiters();
             // Whoever waited may have given up.
             let _ = result.send(Some(outcome));
@@ -447,8 +497,10 @@ impl PeerPool {
 impl Peer {
     fn status(&self) -> PeerStatus {
         let mut state = lock(&self.state);
-        let connected = state.live().map(|live| live.connection.remote_address());
-        PeerStatus { domain: self.domain.clone(), gate: state.gate.status(), connected }
+        let live = state.live();
+        let connected = live.as_ref().map(|live| live.connection.remote_address());
+        let greeting = live.map(|live| live.greeting.clone());
+        PeerStatus { domain: self.domain.clone(), gate: state.gate.status(), connected, greeting }
     }
 }
 
@@ -520,9 +572,9 @@ impl State {
 }
 
 impl Live {
-    fn new(connection: Connection, session: Arc<Session>, is_replaced: bool) -> Self {
+    fn new(connection: Connection, greeting: Greeting, session: Arc<Session>, is_replaced: bool) -> Self {
         let (answers, replaced) = (AtomicU64::new(0), AtomicBool::new(is_replaced));
-        Self { connection, since: Instant::now(), answers, replaced, _session: session }
+        Self { connection, greeting, since: Instant::now(), answers, replaced, _session: session }
     }
 
     fn is_replaced(&self) -> bool {

@@ -13,14 +13,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::*;
-use crate::base::{Domain, limits};
+use crate::base::{Domain, UnixMillis, limits};
 use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
 use crate::transport::{
-    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, Pin, Resolver, ResolverSettings,
-    Service, accept, endpoint,
+    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Network, NodeTls, Pin, PortCounts, Resolver,
+    ResolverSettings, Service, accept, endpoint,
 };
+use crate::wire::peer::PROTOCOL_VERSIONS;
 
 mod closed;
 
@@ -45,9 +46,12 @@ impl Hello for TestHello {
         format!("{} {}", self.version, self.own).into_bytes()
     }
 
-    fn check(&self, peer: &Domain, theirs: &[u8]) -> Result<(), String> {
-        let name = self.read(theirs)?;
-        if name == *peer { Ok(()) } else { Err(format!("this is {name}")) }
+    fn check(&self, peer: &Domain, theirs: &[u8]) -> Result<Greeting, (CloseCode, String)> {
+        let refused = |reason| (CloseCode::HelloRefused, reason);
+        let name = self.read(theirs).map_err(refused)?;
+        let version = PROTOCOL_VERSIONS[0];
+        let greeting = Greeting { version, versions: vec![version], server_time: UnixMillis::now() };
+        if name == *peer { Ok(greeting) } else { Err(refused(format!("this is {name}"))) }
     }
 }
 
@@ -65,9 +69,14 @@ struct Echo {
     /// Lets held requests go on.
     release: Notify,
     peers: watch::Sender<Vec<Domain>>,
+    counts: PortCounts,
 }
 
 impl ConnectionHandler for Echo {
+    fn counts(&self) -> &PortCounts {
+        &self.counts
+    }
+
     async fn connection(self: Arc<Self>, accepted: Accepted) {
         let connection = accepted.connection;
         let check = |theirs: &[u8]| {
@@ -78,7 +87,7 @@ impl ConnectionHandler for Echo {
                 Err((CloseCode::WrongDomain, "not your certificate".into()))
             }
         };
-        let Ok(peer) = answer_hello(&connection, &self.hello.ours(), check).await else { return };
+        let Ok(peer) = answer_hello(&connection, || self.hello.ours(), check).await else { return };
         self.greeted.fetch_add(1, Ordering::SeqCst);
         self.peers.send_modify(|peers| peers.push(peer));
         let mut streams = tokio::task::JoinSet::new();
@@ -133,6 +142,7 @@ impl Node {
             requests: AtomicUsize::new(0),
             release: Notify::new(),
             peers: watch::channel(vec![]).0,
+            counts: PortCounts::default(),
         });
         let (stop, stopped) = watch::channel(false);
         let run = tokio::spawn(accept::run(endpoint.clone(), echo.clone(), stopped));
@@ -311,7 +321,7 @@ async fn a_hello_that_does_not_fit_is_refused_by_either_side() {
     let pool = pool_at(&a, "1", vec![local(&server)]);
     let accept = async {
         let connection = server.accept().await.expect("an open endpoint").await.expect("a handshake");
-        answer_hello(&connection, b"1 c.test", |_| Ok(())).await.expect("an accepted hello");
+        answer_hello(&connection, || b"1 c.test".to_vec(), |_| Ok(())).await.expect("an accepted hello");
         connection.closed().await
     };
     let (error, closed) = tokio::join!(ask(&pool, b"x"), accept);

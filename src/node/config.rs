@@ -1,11 +1,13 @@
 //! The configuration file: TOML, every key known, every path relative to the file.
 
+mod admin;
 mod peers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use admin::AdminSettings;
 pub use peers::{Dial, Dns, Federation, Peer};
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +43,9 @@ pub struct Config {
     /// What clients, groups and peers may use up.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// Where operators' commands and Prometheus ask.
+    #[serde(default, skip_serializing_if = "AdminSettings::is_default")]
+    pub admin: AdminSettings,
     /// What is different for single peers, by domain.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub peers: BTreeMap<Domain, Peer>,
@@ -160,8 +165,9 @@ impl Config {
         let mut config = Self::parse(&text).map_err(in_file)?;
         config.limits.check().map_err(in_file)?;
         config.check_peers().map_err(in_file)?;
+        config.admin.check().map_err(in_file)?;
         let directory = path.parent().unwrap_or(Path::new("."));
-        for path in config.tls.paths_mut().chain([&mut config.data]) {
+        for path in config.tls.paths_mut().chain([&mut config.data]).chain(&mut config.admin.socket) {
             *path = directory.join(&*path);
         }
         Ok(config)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Dial, Dns, Federation, Listen, LogLevel, Tls, write_public, write_secret};
+use super::config::{AdminSettings, Config, Dial, Dns, Federation, Listen, LogLevel, Tls, write_public, write_secret};
 use crate::base::crypto::SigningKey;
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::Limits;
@@ -61,6 +61,7 @@ impl NewNode<'_> {
             dial,
             federation: Federation::default(),
             limits: Limits::default(),
+            admin: AdminSettings::default(),
             peers: BTreeMap::new(),
         };
         let path = self.directory.join("node.toml");

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::config::{Config, Tls, WebRoots, read_secret};
+use crate::base::count::{Counts, labels};
 use crate::base::crypto::sha256;
 use crate::base::limits::{TLS_EXPIRY_INTERVAL, TLS_FILES_INTERVAL, TLS_WARNING_INTERVAL};
 use crate::base::secret::Secret;
@@ -131,6 +132,26 @@ pub struct Reloader {
     config: Tls,
     tls: NodeTls,
     state: Mutex<State>,
+    counts: Arc<ReloadCounts>,
+}
+
+labels! {
+    /// What became of changed files.
+    pub(super) enum ReloadOutcome {
+        /// They are in use.
+        Taken = "taken",
+        /// They cannot be used; the old ones stay. Counted when the reason is another than before.
+        Refused = "refused",
+    }
+}
+
+/// What became of changed files since the start.
+#[derive(Debug, Default)]
+pub(super) struct ReloadCounts {
+    /// The node's certificate and key.
+    pub(super) pair: Counts<ReloadOutcome>,
+    /// CAs and revocation lists.
+    pub(super) trust: Counts<ReloadOutcome>,
 }
 
 impl Reloader {
@@ -142,7 +163,12 @@ impl Reloader {
         let tls = NodeTls::new(&config.domain, &pair.chain, &pair.key, Trust::read(&sources)?)?;
         let part = |digest| Part { digest, fault: None };
         let state = State { stamps, pair: part(pair.digest()), trust: part(trust_digest(&sources)) };
-        Ok(Self { config: config.tls.clone(), tls, state: Mutex::new(state) })
+        Ok(Self { config: config.tls.clone(), tls, state: Mutex::new(state), counts: Arc::default() })
+    }
+
+    /// What became of changed files.
+    pub(super) fn counts(&self) -> &Arc<ReloadCounts> {
+        &self.counts
     }
 
     /// The TLS identity.
@@ -206,9 +232,14 @@ impl Reloader {
             Ok(Some(digest)) => {
                 state.pair = Part { digest, fault: None };
                 let days = days_left(self.tls.not_after(), UnixMillis::now());
+                self.counts.pair.one(ReloadOutcome::Taken);
                 tracing::info!(days_left = days, "a new TLS certificate is in use");
             }
-            Err(fault) => say_once(&mut state.pair.fault, "the new TLS certificate is not used, the old one stays", &fault),
+            Err(fault) => {
+                if say_once(&mut state.pair.fault, "the new TLS certificate is not used, the old one stays", &fault) {
+                    self.counts.pair.one(ReloadOutcome::Refused);
+                }
+            }
         }
         let taken = read_trust(&self.config, self.tls.trust().peers()).and_then(|sources| {
             let digest = trust_digest(&sources);
@@ -221,11 +252,14 @@ impl Reloader {
                 state.trust = Part { digest, fault: None };
                 let (authorities, crls) = (trust.authorities(), trust.crls().count());
                 let cut = self.tls.set_authorities(&trust);
+                self.counts.trust.one(ReloadOutcome::Taken);
                 tracing::info!(authorities, crls, "whom this node trusts was read anew");
                 log_cut(&cut);
             }
             Err(fault) => {
-                say_once(&mut state.trust.fault, "the new CAs and revocation lists are not used, the old ones stay", &fault)
+                if say_once(&mut state.trust.fault, "the new CAs and revocation lists are not used, the old ones stay", &fault) {
+                    self.counts.trust.one(ReloadOutcome::Refused);
+                }
             }
         }
     }
@@ -241,13 +275,15 @@ fn stamps(tls: &Tls) -> Stamps {
     files.map(|path| Stamp::of(path)).collect()
 }
 
-/// Logs a fault unless it is the one that was logged last.
-fn say_once(said: &mut Option<String>, what: &str, fault: &Fault) {
+/// Logs a fault unless it is the one that was logged last. Whether it has.
+fn say_once(said: &mut Option<String>, what: &str, fault: &Fault) -> bool {
     let text = fault.to_string();
-    if said.as_ref() != Some(&text) {
+    let is_new = said.as_ref() != Some(&text);
+    if is_new {
         tracing::warn!("{what}: {text}");
         *said = Some(text);
     }
+    is_new
 }
 
 fn log_cut(cut: &[crate::transport::sessions::Cut]) {

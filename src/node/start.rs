@@ -8,16 +8,19 @@ use quinn::Endpoint;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::admin::{Admin, AdminListener, Calendar};
 use super::config::Config;
 use super::init;
+use super::metrics::Metrics;
 use super::reload::{self, Reloader};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::{FORGET_AT_ONCE_MAX, HOUSEKEEPING_INTERVAL, SHUTDOWN_TIMEOUT};
 use crate::base::{Domain, UnixMillis};
 use crate::federation::PeerPool;
 use crate::service::Service;
+use crate::service::hello::OwnHello;
 use crate::service::peer_policy::stored_overrides;
-use crate::service::ports::{ClientPort, OwnHello, PeerPort};
+use crate::service::ports::{ClientPort, PeerPort};
 use crate::storage::Storage;
 use crate::storage::answers::ForgetAnswers;
 use crate::transport::{CloseCode, Resolver, accept, endpoint};
@@ -35,6 +38,11 @@ pub struct Node {
 impl Node {
     /// Starts the node that `config` describes; returns once it answers on both ports.
     pub async fn start(config: &Config) -> Result<Self, Fault> {
+        Self::start_greeting(config, OwnHello::new(config.domain.clone())).await
+    }
+
+    /// As [`Node::start`], with another `hello`: as a node of a later version would say it.
+    pub async fn start_greeting(config: &Config, hello: OwnHello) -> Result<Self, Fault> {
         let reloader = Arc::new(Reloader::load(config)?);
         let tls = reloader.tls();
         let storage = Storage::open(&config.data).await?;
@@ -43,30 +51,44 @@ impl Node {
 
         let federation = endpoint::bind(config.listen.federation, Some(tls.federation_server()?), &settings.federation_secret)?;
         let client = endpoint::bind(config.listen.client, Some(tls.client_server(&as_roots)?), &settings.client_secret)?;
+        let admin_listener = AdminListener::bind(config).await?;
+        let admin_tcp = admin_listener.tcp_address();
         let resolver = Resolver::new(&config.dns.resolver_settings())?;
         // Peers are dialled from the port that they dial: their packets for a connection that this node lost in a crash then
         // find the secret that ends it at once.
-        let hello = Arc::new(OwnHello::new(config.domain.clone()));
+        let hello = Arc::new(hello);
         let mut dial_settings = config.dial_settings();
         // In force before anything is sent or taken.
         dial_settings.policies = dial_settings.policies.with_overrides(stored_overrides(&storage).await?);
-        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello, dial_settings)?;
+        let peers = PeerPool::new(federation.clone(), tls, resolver, config.domain.clone(), hello.clone(), dial_settings)?;
 
         let (shutdown, stopping) = watch::channel(false);
         let service =
             Service::new(config.domain.clone(), storage, peers, settings.keys, config.limits.clone(), stopping.clone()).await?;
         service.start_workers().await?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort(service.clone())), stopping.clone()));
+        tasks.spawn(accept::run(federation.clone(), Arc::new(PeerPort::new(service.clone(), hello)), stopping.clone()));
         tasks.spawn(accept::run(client.clone(), Arc::new(ClientPort(service.clone())), stopping.clone()));
         tasks.spawn(keep_house(service.clone(), stopping.clone()));
         tasks.spawn(look_after_groups(service.clone(), stopping.clone()));
-        tasks.spawn(reload::run(reloader.clone(), stopping));
+        tasks.spawn(reload::run(reloader.clone(), stopping.clone()));
+        let admin = Admin {
+            service: service.clone(),
+            calendar: Calendar::now(),
+            metrics: Metrics::new(reloader.counts().clone()),
+            reload: {
+                let reloader = reloader.clone();
+                Arc::new(move || reloader.reload())
+            },
+        };
+        tasks.spawn(admin_listener.run(Arc::new(admin), stopping));
         let node = Self { service, federation, client, tls: reloader, shutdown, tasks };
         tracing::info!(
             domain = %node.domain(),
             federation = %node.federation_address()?,
             client = %node.client_address()?,
+            admin = %config.admin_socket().display(),
+            admin_tcp = admin_tcp.map(tracing::field::display),
             "serving"
         );
         Ok(node)

@@ -314,6 +314,12 @@ impl Service {
     ) -> Result<Option<Tried>, Failure> {
         let undone = match acceptance {
             Ok(Acceptance::Written(taken)) => {
+                match (&group, &update) {
+                    (_, Some(_)) => self.counts.commits_accepted.one(),
+                    (None, None) => self.counts.messages_accepted.one(),
+                    // Proposals, and what the Delivery Service does on its own.
+                    (Some(_), None) => {}
+                }
                 self.wake_recipients(wakes);
                 self.rejections.report(addressed.rejected(&taken));
                 if let Some((mut group, change)) = group {

@@ -119,6 +119,12 @@ impl HotGroups {
         Self(Arc::new(Mutex::new(cache)))
     }
 
+    /// How many groups there are, and about how many octets they take.
+    pub(super) fn totals(&self) -> (usize, usize) {
+        let cache = lock(&self.0);
+        (cache.groups.len(), cache.octets)
+    }
+
     /// The group's place, made if it is not there.
     pub(super) fn slot(&self, uri: &GroupUri) -> Slot {
         let group = lock(&self.0).place(uri);

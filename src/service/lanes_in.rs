@@ -7,7 +7,7 @@ use super::{Failure, Service};
 use crate::base::{Domain, UnixMillis};
 use crate::qs::lanes::{FrameHead, check_batch, check_request, frame_digest};
 use crate::storage::deliveries::DeliveryWrite;
-use crate::storage::lanes::{ArrivedFrame, TakeFrames, Taken};
+use crate::storage::lanes_in::{ArrivedFrame, TakeFrames, Taken};
 use crate::wire::peer::{FrameAnswer, LaneAnswer, LaneBatch, LaneFrame, LaneResult};
 use crate::wire::qs::{Delivery, QueueingServiceResponse};
 use crate::wire::{ErrorCode, List, Rejection, encode};
@@ -26,12 +26,17 @@ impl Service {
             let (group_id, incarnation) = (batch.group_id.clone(), batch.incarnation);
             pending.push((group_id, incarnation, self.queue_lane(hub, batch).await));
         }
+        let traffic = self.peers.traffic().of(hub);
         let mut answers = Vec::with_capacity(pending.len());
         for (group_id, incarnation, queued) in pending {
             let result = match queued {
                 Ok(queued) => self.lane_result(queued).await,
                 Err(failure) => LaneResult::Refused(failure.into_rejection()),
             };
+            match &result {
+                LaneResult::Accepted(frames) => traffic.frames_received.add(frames.len() as u64),
+                LaneResult::Gap(_) | LaneResult::Refused(_) => traffic.refused.one(),
+            }
             answers.push(LaneAnswer { group_id, incarnation, result });
         }
         Ok(answers.into())

@@ -3,6 +3,8 @@
 //! | file | is |
 //! |---|---|
 //! | [`ports`] | what the client port and the peer port do with a connection and its streams |
+//! | [`hello`] | what this node says in `hello`, and how it judges a peer's |
+//! | [`probe`] | connecting back to a peer that asks for it (X10) |
 //! | [`route`] | one client request: here, or on to its destination |
 //! | [`delivery`] | Delivery Service requests: decide, store, wake |
 //! | [`groups`] | groups held in memory |
@@ -12,19 +14,26 @@
 //! | [`queueing`] | Queueing Service requests and subscriptions |
 //! | [`keys`], [`accounts`], [`directory`] | KeyPackages, enrolment, what domains publish |
 //! | [`removals`], [`credential_status`] | what the DS does on its own (S12), and which keys are revoked (X1) |
+//! | [`counts`] | what all of them have done since the start |
 //! | [`lanes_in`], [`lanes_out`] | frames from and to other domains |
+//! | `lanes_fate`, `lanes_end` | what becomes of frames that are not taken, and of lanes that begin anew (X8) |
 
 pub mod accounts;
+pub mod counts;
 pub mod credential_status;
 pub mod delivery;
 pub mod directory;
 pub mod groups;
+pub mod hello;
 pub mod keys;
+mod lanes_end;
+mod lanes_fate;
 pub mod lanes_in;
 pub mod lanes_out;
 pub mod peer_policy;
 pub mod peer_rates;
 pub mod ports;
+pub mod probe;
 pub mod queueing;
 pub mod rates;
 pub mod recipients;
@@ -33,7 +42,7 @@ pub mod route;
 pub mod wakeups;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +59,7 @@ use crate::qs::sealed::QsKeyPair;
 use crate::storage::Storage;
 use crate::storage::answers::{Known, RequestKey};
 use crate::wire::{Content, ErrorCode, Rejection, Reply, Response, encode};
+use counts::ServiceCounts;
 use credential_status::StatusWork;
 use directory::Directory;
 use groups::HotGroups;
@@ -57,6 +67,7 @@ use keys::Claims;
 use lanes_out::LaneWorkers;
 use peer_policy::PolicyWork;
 use peer_rates::PeerRates;
+use probe::Probes;
 use rates::RequestRates;
 use recipients::OpenedInformations;
 use removals::Rejections;
@@ -79,7 +90,9 @@ pub struct Service {
     policy_work: PolicyWork,
     status_work: StatusWork,
     claims: Claims,
+    probes: Probes,
     lanes: LaneWorkers,
+    counts: ServiceCounts,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -164,7 +177,9 @@ impl Service {
             policy_work: PolicyWork::default(),
             status_work: StatusWork::at_start(),
             claims,
+            probes: Probes::default(),
             lanes: LaneWorkers::default(),
+            counts: ServiceCounts::default(),
             shutdown,
         }))
     }
@@ -182,6 +197,21 @@ impl Service {
     /// The peers.
     pub fn peers(&self) -> &PeerPool {
         &self.peers
+    }
+
+    /// Whether the node has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        *self.shutdown.borrow()
+    }
+
+    /// What the services have done since the start.
+    pub fn counts(&self) -> &ServiceCounts {
+        &self.counts
+    }
+
+    /// The groups held in memory, and about how many octets they take.
+    pub fn hot_groups(&self) -> (usize, usize) {
+        self.groups.totals()
     }
 
     /// What peers ask of this node.

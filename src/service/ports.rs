@@ -5,79 +5,40 @@ use std::sync::Arc;
 use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::hello::OwnHello;
 use super::peer_rates::Over;
 use super::route::{Connected, encode_failure, read};
 use super::{Failure, Service};
-use crate::base::limits::{
-    FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, LANE_BATCH_FRAMES_MAX, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX,
-};
+use crate::base::limits::{FRAME_BYTES_MAX, FRAME_READ_TIMEOUT, STRANGER_CONNECTION_MAX, STRANGER_FRAME_BYTES_MAX};
 use crate::base::{Domain, UnixMillis};
-use crate::federation::{Hello, answer_hello};
+use crate::federation::answer_hello;
 use crate::transport::frame::{next_frame, request_frame, write_frame};
-use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError};
-use crate::wire::peer::{CredentialStatusRequest, Hello as HelloFrame, PeerLimits, PeerRequest, PeerResponse};
+use crate::transport::{Accepted, CloseCode, ConnectionHandler, FrameError, PortCounts, Turned};
+use crate::wire::peer::{CredentialStatusRequest, PeerRequest, PeerResponse};
 use crate::wire::qs::{QsRequest, QsSender};
-use crate::wire::{ErrorCode, Rejection, Service as Body, VERSION, decode, encode};
+use crate::wire::{ErrorCode, Rejection, Service as Body, decode, encode};
 
 /// The port of the domain's own clients, ALPN `mimi-client/1`.
 pub struct ClientPort(pub Arc<Service>);
 
 /// The port of other nodes, ALPN `mimi-fed/1`.
-pub struct PeerPort(pub Arc<Service>);
-
-/// Our side of every `hello` (X7).
-pub struct OwnHello {
-    domain: Domain,
+pub struct PeerPort {
+    service: Arc<Service>,
+    hello: Arc<OwnHello>,
 }
 
-impl OwnHello {
-    /// The `hello` of the node of `domain`.
-    pub fn new(domain: Domain) -> Self {
-        Self { domain }
+impl PeerPort {
+    /// The port of `service`, at which peers are greeted with `hello`.
+    pub fn new(service: Arc<Service>, hello: Arc<OwnHello>) -> Self {
+        Self { service, hello }
     }
-}
-
-impl Hello for OwnHello {
-    fn ours(&self) -> Vec<u8> {
-        encode(&PeerRequest::Hello(self.frame()))
-    }
-
-    fn check(&self, peer: &Domain, theirs: &[u8]) -> Result<(), String> {
-        match decode(theirs) {
-            Ok(PeerResponse::Hello(hello)) => check_hello(&hello, peer),
-            _ => Err("it is not a hello".to_owned()),
-        }
-    }
-}
-
-impl OwnHello {
-    fn frame(&self) -> HelloFrame {
-        HelloFrame {
-            domain: self.domain.as_bytes().into(),
-            versions: vec![VERSION].into(),
-            limits: PeerLimits { frame_bytes_max: FRAME_BYTES_MAX as u32, lane_frames_max: LANE_BATCH_FRAMES_MAX as u32 },
-        }
-    }
-}
-
-/// The `hello` names the authenticated domain, and there is a version in common.
-fn check_hello(hello: &HelloFrame, peer: &Domain) -> Result<(), String> {
-    if hello.domain[..] != *peer.as_bytes() {
-        return Err(format!("it names another domain than {peer}"));
-    }
-    if !hello.versions.contains(&VERSION) {
-        return Err(format!("no protocol version in common: this node speaks {VERSION}"));
-    }
-    Ok(())
 }
 
 impl ConnectionHandler for PeerPort {
     async fn connection(self: Arc<Self>, accepted: Accepted) {
-        let service = &self.0;
-        let hello = OwnHello::new(service.domain.clone());
-        let ours = encode(&PeerResponse::Hello(hello.frame()));
-        let mut is_turned_away = false;
-        let checked = answer_hello(&accepted.connection, &ours, |frame| {
+        let (service, hello) = (&self.service, &self.hello);
+        let ours = || encode(&PeerResponse::Hello(hello.frame()));
+        let judge = |frame: &[u8]| {
             let Ok(PeerRequest::Hello(theirs)) = decode(frame) else {
                 return Err((CloseCode::ProtocolViolation, "the first frame is not a hello".to_owned()));
             };
@@ -89,19 +50,43 @@ impl ConnectionHandler for PeerPort {
             if domain == service.domain {
                 return Err(wrong("this is the node's own domain".to_owned()));
             }
-            service.let_in(&domain).inspect_err(|_| is_turned_away = true)?;
-            check_hello(&theirs, &domain).map_err(|reason| (CloseCode::HelloRefused, reason))?;
+            service.let_in(&domain)?;
+            hello.judge(&theirs, &domain)?;
             Ok((domain, session))
-        });
+        };
+        let mut turned = Turned::Hello;
+        let checked =
+            answer_hello(&accepted.connection, ours, |frame| judge(frame).inspect_err(|(code, _)| turned = turned_away(*code)));
         match checked.await {
             Ok((domain, _session)) => {
                 service.peers.inbound_contact(&domain);
                 service.serve_peer(&accepted, &domain).await;
             }
-            // The log has it already, once for each peer.
-            Err(reason) if is_turned_away => tracing::debug!(remote = %accepted.remote, "a peer was turned away: {reason}"),
-            Err(reason) => tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}"),
+            Err(reason) => {
+                service.counts.federation_port.turned.one(turned);
+                if matches!(turned, Turned::Denied | Turned::OverLimits) {
+                    // The log has it already, once for each peer.
+                    tracing::debug!(remote = %accepted.remote, "a peer was turned away: {reason}");
+                } else {
+                    tracing::info!(remote = %accepted.remote, "a peer connection was refused: {reason}");
+                }
+            }
         }
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.service.counts.federation_port
+    }
+}
+
+/// As what a connection is counted that is closed with this code in answer to a `hello`.
+fn turned_away(code: CloseCode) -> Turned {
+    match code {
+        CloseCode::NotAuthorized => Turned::Certificate,
+        CloseCode::WrongDomain => Turned::WrongDomain,
+        CloseCode::Denied => Turned::Denied,
+        CloseCode::OverLimits => Turned::OverLimits,
+        _ => Turned::Hello,
     }
 }
 
@@ -114,12 +99,17 @@ impl ConnectionHandler for ClientPort {
             match service.own_client_of(&accepted.peer_chain, UnixMillis::now()) {
                 Ok(client) => Connected::Client(Box::new(client)),
                 Err(_) => {
+                    service.counts.client_port.turned.one(Turned::Certificate);
                     return CloseCode::NotAuthorized
                         .close(&accepted.connection, "the certificates name no client of this domain");
                 }
             }
         };
         service.serve_client(&accepted, &who).await;
+    }
+
+    fn counts(&self) -> &PortCounts {
+        &self.0.counts.client_port
     }
 }
 
@@ -176,7 +166,10 @@ impl Service {
                 Ok(Some(frame)) => match self.peer_rates.request(peer, frame.len(), &limits(), UnixMillis::now()) {
                     Ok(()) => encode(&self.peer_request(&frame, peer).await),
                     Err(over) if over.is_refused() => return self.answer_over(send, &mut recv, peer, over).await,
-                    Err(over) => encode(&PeerResponse::Error(Rejection::rate_limited(over.wait()))),
+                    Err(over) => {
+                        self.peers.traffic().of(peer).over_limits.one();
+                        encode(&PeerResponse::Error(Rejection::rate_limited(over.wait())))
+                    }
                 },
                 Ok(None) => {
                     let _ = send.finish();
@@ -192,6 +185,7 @@ impl Service {
 
     /// Ends a stream of a peer that is over its limits: with an answer, or with the end of all its connections.
     async fn answer_over(&self, mut send: SendStream, recv: &mut RecvStream, peer: &Domain, over: Over) {
+        self.peers.traffic().of(peer).over_limits.one();
         let code = CloseCode::OverLimits.number();
         if over.is_refused() {
             let _ = recv.stop(code);
@@ -204,7 +198,20 @@ impl Service {
     }
 
     pub(super) async fn peer_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> PeerResponse {
-        match decode(frame) {
+        let traffic = self.peers.traffic().of(peer);
+        let request = PeerRequest::read(frame);
+        if !matches!(request, Ok(PeerRequest::Lanes(_))) {
+            traffic.requests_received.one();
+        }
+        let response = self.peer_response(request, peer).await;
+        if let PeerResponse::Error(_) = response {
+            traffic.refused.one();
+        }
+        response
+    }
+
+    async fn peer_response(self: &Arc<Self>, request: Result<PeerRequest, Rejection>, peer: &Domain) -> PeerResponse {
+        match request {
             Ok(PeerRequest::Proxy(request)) => PeerResponse::Proxy(self.answer_proxied(&request, peer).await.into()),
             Ok(PeerRequest::Lanes(batches)) => match self.take_lanes(peer, batches).await {
                 Ok(answers) => PeerResponse::Lanes(answers),
@@ -213,10 +220,10 @@ impl Service {
             Ok(PeerRequest::DomainInfo) => PeerResponse::DomainInfo(self.own_info()),
             Ok(PeerRequest::CredentialStatus(CredentialStatusRequest { .. })) => self.answer_status().await,
             Ok(PeerRequest::CredentialStatusPush(status)) => self.answer_status_push(peer, &status).await,
-            Ok(PeerRequest::ProbeBack) => PeerResponse::Error(ErrorCode::Unsupported.into()),
+            Ok(PeerRequest::ProbeBack) => self.answer_probe_back(peer).await,
             // A second hello has no place on a connection.
             Ok(PeerRequest::Hello(_)) => PeerResponse::Error(ErrorCode::Malformed.into()),
-            Err(error) => PeerResponse::Error(Rejection::from(error)),
+            Err(rejection) => PeerResponse::Error(rejection),
         }
     }
 

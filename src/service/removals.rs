@@ -138,12 +138,18 @@ impl Service {
         Err(Fault::new(format!("{uri} keeps changing while its Delivery Service wants to change it")))
     }
 
-    /// Removes of leaves that were silent for too long or have expired; and deleted groups whose time is over.
+    /// Removes of leaves that were silent for too long, have expired or cannot be reached; and deleted groups whose time is over.
     pub async fn look_after_groups(self: &Arc<Self>, now: UnixMillis) -> Result<(), Fault> {
         let before = |seconds: u64| UnixMillis(now.0.saturating_sub(seconds.saturating_mul(1000)));
         let silent_since = before(self.limits.inactive_leaf_seconds_max);
         self.remove_leaves_by(LeavesBy::SilentSince(silent_since)).await?;
         self.remove_leaves_by(LeavesBy::ExpiringBefore(now)).await?;
+        let undelivered = before(self.limits.lane_undelivered_seconds_max);
+        let refused = before(self.limits.lane_refused_seconds_max);
+        for (domain, group_id) in self.storage.hopeless_lanes(undelivered, refused).await? {
+            let uri: GroupUri = group_id.parse().context("a lane's group is not readable")?;
+            self.change_group(&uri, |hub, state| removal::undeliverable(hub, state, &domain)).await?;
+        }
         let closed_before = before(self.limits.deleted_group_kept_seconds);
         loop {
             let gone = self.storage.write(PurgeGroups { closed_before, limit: PURGE_AT_ONCE_MAX }).await?;
@@ -159,7 +165,10 @@ impl Service {
 
     /// How often [`Service::look_after_groups`] is due: often enough that no limit of time is passed by much.
     pub fn look_after_groups_interval(&self) -> Duration {
-        let shortest = self.limits.inactive_leaf_seconds_max.min(self.limits.deleted_group_kept_seconds);
+        let limits = &self.limits;
+        let of_leaves = limits.inactive_leaf_seconds_max.min(limits.deleted_group_kept_seconds);
+        let of_lanes = limits.lane_undelivered_seconds_max.min(limits.lane_refused_seconds_max);
+        let shortest = of_leaves.min(of_lanes);
         Duration::from_secs(shortest / 4).clamp(Duration::from_secs(1), crate::base::limits::HOUSEKEEPING_INTERVAL)
     }
 }

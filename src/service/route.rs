@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::counts::{Asked, Outcome};
 use super::{Failure, Service};
 use crate::base::limits::{CLIENT_FRAME_BYTES_MAX, CLIENT_REQUEST_TIMEOUT, FRAME_BYTES_MAX};
 use crate::base::{Domain, Fault, UnixMillis};
@@ -27,17 +28,21 @@ pub(super) enum Connected {
 impl Service {
     /// Answers a client's request frame with a response frame, whatever happens.
     pub(super) async fn answer_client(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Vec<u8> {
-        let answered = tokio::time::timeout(CLIENT_REQUEST_TIMEOUT, self.client_request(frame, who)).await;
+        let mut asked = Asked::Unreadable;
+        let answered = tokio::time::timeout(CLIENT_REQUEST_TIMEOUT, self.client_request(frame, who, &mut asked)).await;
         // What was submitted to storage goes on without us; only the same request, repeated, tells how it ended.
         let in_time = answered.unwrap_or_else(|_| {
             let limit = CLIENT_REQUEST_TIMEOUT.as_secs();
             Err(Fault::new(format!("a client's request was not done within {limit} s: the disk or a peer is too slow")).into())
         });
+        self.counts.of_clients.one(asked, outcome(&in_time));
         in_time.unwrap_or_else(encode_failure)
     }
 
-    async fn client_request(self: &Arc<Self>, frame: &[u8], who: &Connected) -> Result<Vec<u8>, Failure> {
+    /// `asked`: where to note what the request is for.
+    async fn client_request(self: &Arc<Self>, frame: &[u8], who: &Connected, asked: &mut Asked) -> Result<Vec<u8>, Failure> {
         let (request, destination) = read(frame)?;
+        *asked = if destination == self.domain { (&request.content.service).into() } else { Asked::Proxied };
         if let Connected::Stranger = who
             && !matches!(&request.content.service, Body::Info(_) | Body::Accounts(_))
         {
@@ -63,15 +68,22 @@ impl Service {
 
     /// Answers a request that a peer proxied for one of its users. It is for us or for nobody: never proxied again.
     pub(super) async fn answer_proxied(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> Vec<u8> {
-        self.proxied_request(frame, peer).await.unwrap_or_else(encode_failure)
+        let mut asked = Asked::Unreadable;
+        let answered = self.proxied_request(frame, peer, &mut asked).await;
+        self.counts.of_peers.one(asked, outcome(&answered));
+        if let Err(Failure::Rejected(_)) = answered {
+            self.peers.traffic().of(peer).refused.one();
+        }
+        answered.unwrap_or_else(encode_failure)
     }
 
-    async fn proxied_request(self: &Arc<Self>, frame: &[u8], peer: &Domain) -> Result<Vec<u8>, Failure> {
+    async fn proxied_request(self: &Arc<Self>, frame: &[u8], peer: &Domain, asked: &mut Asked) -> Result<Vec<u8>, Failure> {
         // What no client may send, no node may send for it: its messages would not fit the frames in which others fetch them.
         if frame.len() > CLIENT_FRAME_BYTES_MAX {
             return Err(ErrorCode::TooLarge.into());
         }
         let (request, destination) = read(frame)?;
+        *asked = (&request.content.service).into();
         if destination != self.domain {
             return Err(ErrorCode::NotAuthorized.into());
         }
@@ -130,6 +142,14 @@ impl Service {
             self.peer_rates.told_to_wait(peer, Duration::from_millis(asked.retry_after_ms), UnixMillis::now());
         }
     }
+}
+
+/// As what an answer is counted.
+fn outcome(answered: &Result<Vec<u8>, Failure>) -> Outcome {
+    Outcome(answered.as_ref().err().map(|failure| match failure {
+        Failure::Rejected(rejection) => rejection.code,
+        Failure::Fault(_) => ErrorCode::Internal,
+    }))
 }
 
 /// Decodes a request and its destination.

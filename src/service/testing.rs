@@ -13,7 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::{Mutex, watch};
 
-use super::ports::OwnHello;
+use super::hello::OwnHello;
 use super::route::Connected;
 use super::{NodeKeys, Service};
 use crate::base::crypto::SigningKey;

@@ -58,7 +58,7 @@ pub struct Invite {
 }
 
 /// 16 octets that sort by time, so that rows made together lie together.
-fn new_body_id(now: UnixMillis) -> [u8; 16] {
+pub(super) fn new_body_id(now: UnixMillis) -> [u8; 16] {
     let mut id = random::<16>();
     let [_, _, time @ ..] = now.0.to_be_bytes();
     id[..6].copy_from_slice(&time);
@@ -94,7 +94,7 @@ pub(super) async fn write(connection: &mut Connection, delivery: &DeliveryWrite)
         let body_id = write_body(connection, delivery, &delivery.delivery, uses).await?;
         append_to_queues(connection, delivery, &entries, &body_id, Some(delivery.delivery.len())).await?;
         for (domain, recipients) in &delivery.remote {
-            append_to_lane(connection, domain, &delivery.group_id, &body_id, recipients).await?;
+            append_to_lane(connection, domain, delivery, &body_id, recipients).await?;
         }
     }
     if !markers.is_empty() {
@@ -300,32 +300,43 @@ async fn note_hub(connection: &mut Connection, delivery: &DeliveryWrite, users: 
 async fn append_to_lane(
     connection: &mut Connection,
     domain: &Domain,
-    group_id: &str,
+    delivery: &DeliveryWrite,
     body_id: &[u8; 16],
     recipients: &[u8],
 ) -> Result<(), Fault> {
+    let octets = integer((delivery.delivery.len() + recipients.len()) as u64);
     // A lane begins with its first frame; its incarnation is fixed then (X8).
     let row = sqlx::query(
-        "INSERT INTO lanes (domain, group_id, incarnation, next_sequence) VALUES ($1, $2, $3, 2) \
-         ON CONFLICT (domain, group_id) DO UPDATE SET next_sequence = lanes.next_sequence + 1 RETURNING next_sequence",
+        "INSERT INTO lanes (domain, group_id, incarnation, next_sequence, frames, octets, undelivered_since_ms) \
+         VALUES ($1, $2, $3, 2, 1, $4, $5) \
+         ON CONFLICT (domain, group_id) DO UPDATE SET next_sequence = lanes.next_sequence + 1, frames = lanes.frames + 1, \
+         octets = lanes.octets + excluded.octets, \
+         undelivered_since_ms = COALESCE(lanes.undelivered_since_ms, excluded.undelivered_since_ms) RETURNING next_sequence",
     )
     .bind(domain.as_str())
-    .bind(group_id)
+    .bind(delivery.group_id.as_str())
     .bind(Incarnation::random().0.as_slice())
+    .bind(octets)
+    .bind(integer(delivery.now.0))
     .fetch_all(&mut *connection)
     .await
     .context("could not number a lane frame")?;
     let next: i64 =
         row.first().context("a lane has no sequence")?.try_get("next_sequence").context("a lane's sequence is not readable")?;
-    sqlx::query("INSERT INTO lane_frames (domain, group_id, lane_sequence, body_id, recipients) VALUES ($1, $2, $3, $4, $5)")
-        .bind(domain.as_str())
-        .bind(group_id)
-        .bind(next - 1)
-        .bind(body_id.as_slice())
-        .bind(recipients)
-        .execute(&mut *connection)
-        .await
-        .context("could not write a lane frame")?;
+    sqlx::query(
+        "INSERT INTO lane_frames (domain, group_id, lane_sequence, body_id, recipients, octets, accepted_at_ms) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(domain.as_str())
+    .bind(delivery.group_id.as_str())
+    .bind(next - 1)
+    .bind(body_id.as_slice())
+    .bind(recipients)
+    .bind(octets)
+    .bind(integer(delivery.now.0))
+    .execute(&mut *connection)
+    .await
+    .context("could not write a lane frame")?;
     Ok(())
 }
 

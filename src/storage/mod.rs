@@ -7,13 +7,16 @@ pub mod accounts;
 pub mod answers;
 pub mod blocks;
 pub mod clients;
+pub mod dead_letters;
 pub mod deliveries;
 pub mod groups;
 pub mod housekeeping;
 mod invites;
 pub mod key_packages;
 pub mod lanes;
+pub mod lanes_in;
 pub mod peers;
+pub mod probe;
 pub mod queues;
 pub mod settings;
 pub mod status;
@@ -31,6 +34,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::DATABASE_READERS;
 use writer::Writer;
+pub use writer::WriterCounts;
 
 /// The connection type of the backend; statements are written against it.
 pub type Connection = SqliteConnection;
@@ -103,6 +107,11 @@ impl Storage {
         self.writer.submit(transaction).await
     }
 
+    /// What was written since the start.
+    pub fn writes(&self) -> &WriterCounts {
+        self.writer.counts()
+    }
+
     /// Finishes the queued writes and closes the database. The writer goes last: the last connection to close empties the
     /// write-ahead log, which a reader may not.
     pub async fn close(&self) {
@@ -133,6 +142,7 @@ fn migrator() -> Migrator {
         (2, "delivery", include_str!("migrations/sqlite/0002_delivery.sql")),
         (3, "queues", include_str!("migrations/sqlite/0003_queues.sql")),
         (4, "peers", include_str!("migrations/sqlite/0004_peers.sql")),
+        (5, "dead_letters", include_str!("migrations/sqlite/0005_dead_letters.sql")),
     ];
     let migration = |(version, name, sql): (i64, &'static str, &'static str)| {
         Migration::new(version, name.into(), MigrationType::Simple, sqlx::SqlStr::from_static(sql), false)

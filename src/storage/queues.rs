@@ -370,7 +370,34 @@ impl AsRef<QueueOwner> for Queue {
     }
 }
 
+/// How many queues there are and what is in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueTotals {
+    /// Queues.
+    pub queues: u64,
+    /// Entries in them, markers of losses included.
+    pub entries: u64,
+    /// Octets of deliveries in them.
+    pub octets: u64,
+}
+
 impl Storage {
+    /// What all queues hold together. Looks at each queue, though not at its entries: nothing to ask many times a second.
+    pub async fn queue_totals(&self) -> Result<QueueTotals, Fault> {
+        let failed = "could not read what the queues hold";
+        let row = sqlx::query(
+            "SELECT COUNT(*) AS queues, COALESCE(SUM(entries), 0) AS entries, COALESCE(SUM(octets), 0) AS octets FROM queues",
+        )
+        .fetch_one(self.readers())
+        .await
+        .context(failed)?;
+        Ok(QueueTotals {
+            queues: unsigned(row.try_get("queues").context(failed)?),
+            entries: unsigned(row.try_get("entries").context(failed)?),
+            octets: unsigned(row.try_get("octets").context(failed)?),
+        })
+    }
+
     /// A queue; `None` when there is none of that name.
     pub async fn queue(&self, queue_id: QueueId) -> Result<Option<Queue>, Fault> {
         let failed = "could not read a queue";

@@ -7,7 +7,8 @@ use sqlx::Row as _;
 use super::answers::{Known, RequestKey, StoredAnswer};
 use super::deliveries::{DeliveryWrite, LocalRecipient};
 use super::groups::{AcceptRequest, Acceptance, GroupChange, MemberRow, WriteSnapshot};
-use super::lanes::{ArrivedFrame, DropFrames, TakeFrames, Taken};
+use super::lanes::{Delivered, DropFrames};
+use super::lanes_in::{ArrivedFrame, TakeFrames, Taken};
 use super::queues::{AckEntries, CreateQueue, Created, DeleteQueue};
 use super::*;
 use crate::base::ids::{Incarnation, QueueId, RequestId};
@@ -19,6 +20,7 @@ use crate::qs::queue::QueueLimits;
 use crate::wire::encode;
 use crate::wire::qs::{DeliveredMessage, Delivery};
 
+mod lanes;
 mod queues;
 
 const NOW: UnixMillis = UnixMillis(1_000_000);
@@ -184,7 +186,10 @@ async fn lane_frames_wait_in_order_until_they_are_dropped() {
     let first = storage.waiting_frames(&domain("b.test"), GROUP, 0, 10, 1).await.expect("read");
     assert_eq!(first.len(), 1, "one at least, however large, and no more than fit");
     for _ in 0..2 {
-        let drop = DropFrames { domain: domain("b.test"), lanes: vec![(GROUP.to_owned(), 2)] };
+        let drop = DropFrames {
+            domain: domain("b.test"),
+            lanes: vec![Delivered { group_id: GROUP.to_owned(), incarnation: waiting[0].incarnation, up_to: 2 }],
+        };
         storage.write(drop).await.expect("written");
     }
     assert_eq!(storage.waiting_frames(&domain("b.test"), GROUP, 0, 10, 1_000_000).await.expect("read").len(), 1);

@@ -1,7 +1,10 @@
 //! The one writer: it drains its queue into one database transaction, commits, and only then answers everyone. No artificial
 //! delay: batches form under load, because a commit takes as long as the disk needs.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::time::Instant;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -9,6 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{Connection, Transaction};
+use crate::base::count::{Counter, Histogram};
 use crate::base::fault::{Context as _, Fault};
 use crate::base::limits::{WRITER_BATCH_MAX, WRITER_QUEUE_MAX};
 
@@ -54,16 +58,79 @@ impl<T: Transaction> Job for Queued<T> {
     }
 }
 
+/// What the writer has done since the start.
+#[derive(Debug)]
+pub struct WriterCounts {
+    /// How many writes each database transaction carried.
+    pub batch_writes: Histogram,
+    /// How long each database transaction took, commit included, in seconds.
+    pub commit_seconds: Histogram,
+    /// Database transactions that failed, and so are not or perhaps not on disk. One whose writes then passed one by one counts, too.
+    pub failures: Counter,
+    /// Writes that are on disk, by name. Locked once for each database transaction, by the writer.
+    by_name: SyncMutex<BTreeMap<&'static str, u64>>,
+    /// Why the database could not be written the last time; `None` after a success.
+    trouble: SyncMutex<Option<String>>,
+}
+
+impl Default for WriterCounts {
+    fn default() -> Self {
+        Self {
+            batch_writes: Histogram::new(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]),
+            commit_seconds: Histogram::new(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]),
+            failures: Counter::default(),
+            by_name: SyncMutex::default(),
+            trouble: SyncMutex::default(),
+        }
+    }
+}
+
+impl WriterCounts {
+    /// How many writes of each name are on disk since the start; a name that was not used yet is missing.
+    pub fn by_name(&self) -> BTreeMap<&'static str, u64> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the database could not be written the last time that it was tried; `None` when all is well. That one write is at fault
+    /// itself is no trouble of the database.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn ended(&self, jobs: &[Box<dyn Job>], ended: &Ended) {
+        let trouble = match ended {
+            Ended::OnDisk => {
+                self.batch_writes.observe(jobs.len() as u64);
+                let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+                jobs.iter().for_each(|job| *by_name.entry(job.name()).or_default() += 1);
+                None
+            }
+            Ended::NotWritten(_) => return self.failures.one(),
+            Ended::NotBegun(fault) | Ended::Unknown(fault) => {
+                self.failures.one();
+                Some(fault.to_string())
+            }
+        };
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}
+
 pub(super) struct Writer {
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     task: Mutex<Option<JoinHandle<()>>>,
+    counts: Arc<WriterCounts>,
 }
 
 impl Writer {
     pub(super) fn start(options: SqliteConnectOptions, connection: Connection) -> Self {
         let (sender, receiver) = mpsc::channel(WRITER_QUEUE_MAX);
-        let task = tokio::spawn(run(options, connection, receiver));
-        Self { jobs: Mutex::new(Some(sender)), task: Mutex::new(Some(task)) }
+        let counts = Arc::<WriterCounts>::default();
+        let task = tokio::spawn(run(options, connection, receiver, counts.clone()));
+        Self { jobs: Mutex::new(Some(sender)), task: Mutex::new(Some(task)), counts }
+    }
+
+    pub(super) fn counts(&self) -> &WriterCounts {
+        &self.counts
     }
 
     /// Queues a write. The order of two submissions that follow each other is the order of their writes.
@@ -93,12 +160,17 @@ pub(super) async fn connect(options: &SqliteConnectOptions) -> Result<Connection
     options.connect().await.with_context(|| format!("could not open {}", options.get_filename().display()))
 }
 
-async fn run(options: SqliteConnectOptions, connection: Connection, mut jobs: mpsc::Receiver<Box<dyn Job>>) {
+async fn run(
+    options: SqliteConnectOptions,
+    connection: Connection,
+    mut jobs: mpsc::Receiver<Box<dyn Job>>,
+    counts: Arc<WriterCounts>,
+) {
     let mut connection = Some(connection);
     let mut batch = Vec::with_capacity(WRITER_BATCH_MAX);
     while jobs.recv_many(&mut batch, WRITER_BATCH_MAX).await > 0 {
         let jobs = std::mem::take(&mut batch);
-        write_batch(&options, &mut connection, jobs).await;
+        write_batch(&options, &mut connection, jobs, &counts).await;
     }
     if let Some(connection) = connection
         && let Err(error) = connection.close().await
@@ -118,8 +190,17 @@ enum Ended {
     Unknown(Fault),
 }
 
-async fn write_batch(options: &SqliteConnectOptions, connection: &mut Option<Connection>, mut jobs: Vec<Box<dyn Job>>) {
-    match attempt(options, connection, &mut jobs).await {
+async fn write_batch(
+    options: &SqliteConnectOptions,
+    connection: &mut Option<Connection>,
+    mut jobs: Vec<Box<dyn Job>>,
+    counts: &WriterCounts,
+) {
+    let begun = Instant::now();
+    let ended = attempt(options, connection, &mut jobs).await;
+    counts.commit_seconds.observe_time(begun.elapsed());
+    counts.ended(&jobs, &ended);
+    match ended {
         Ended::OnDisk => {
             #[cfg(feature = "fault-points")]
             crate::base::fault_points::reached("committed", || jobs.iter().map(|job| job.name()).collect::<Vec<_>>().join(" "));
@@ -142,7 +223,7 @@ async fn write_batch(options: &SqliteConnectOptions, connection: &mut Option<Con
         // One of them is at fault; alone, each is answered for itself.
         Ended::NotWritten(_) => {
             for job in jobs {
-                Box::pin(write_batch(options, connection, vec![job])).await;
+                Box::pin(write_batch(options, connection, vec![job], counts)).await;
             }
         }
     }

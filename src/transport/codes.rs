@@ -56,7 +56,7 @@ codes! {
     WrongDomain = 6, "wrong domain";
     /// This node's policy does not accept the peer, or no longer does.
     Denied = 7, "denied by policy";
-    /// The two `hello`s have no version or limit in common.
+    /// The two `hello`s do not fit.
     HelloRefused = 8, "hello refused";
     /// The closing node failed; the fault is in its log.
     Internal = 9, "internal error";
@@ -70,6 +70,8 @@ codes! {
     Cancelled = 13, "cancelled";
     /// Connection and stream: the peer went on after it was told to wait, and is refused for a while.
     OverLimits = 14, "over its limits";
+    /// The two `hello`s have no version in common; the reason names both sides' versions.
+    NoVersion = 15, "no protocol version in common";
 }
 
 impl CloseCode {

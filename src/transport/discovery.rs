@@ -5,10 +5,12 @@
 //! | [`srv`] | the order of records and addresses |
 //! | [`cache`] | what was answered before, and for how long it counts |
 //! | [`question`] | one question to the name servers |
+//! | [`examine`] | everything that DNS says of a domain, for a diagnosis |
 //!
 //! Whether an address may be dialled is not decided here but when it is dialled: [`super::addresses`].
 
 mod cache;
+mod examine;
 mod question;
 mod srv;
 
@@ -27,8 +29,10 @@ use tokio::task::JoinSet;
 
 pub use cache::Origin;
 use cache::{Cache, Failure, Lifetimes, Outcome};
+pub use examine::{Examination, ExaminedHost, ExaminedRecord};
 use srv::SrvRecord;
 
+use crate::base::count::{Counter, Counts, labels};
 use crate::base::{Context as _, Domain, Fault, limits};
 
 /// Which of a domain's two ports is looked for.
@@ -145,6 +149,33 @@ pub struct Discovered {
     pub origin: Origin,
 }
 
+labels! {
+    /// What a name server said to one question.
+    pub enum Lookup {
+        /// Records.
+        Found = "found",
+        /// The name does not exist (NXDOMAIN).
+        NoSuchName = "no_such_name",
+        /// The name has no such records.
+        NoRecords = "no_records",
+        /// It failed: SERVFAIL, REFUSED, or no name server could be reached.
+        Failed = "failed",
+        /// Nothing in time.
+        TimedOut = "timed_out",
+    }
+}
+
+/// What was asked since the start.
+#[derive(Debug, Default)]
+pub struct LookupCounts {
+    /// Questions to name servers, by what came of them.
+    pub asked: Counts<Lookup>,
+    /// Questions that the cache answered.
+    pub cached: Counter,
+    /// Questions that an answer beyond its TTL answered, because the name servers failed.
+    pub stale: Counter,
+}
+
 /// The SRV resolver, with its cache. Clones share the cache.
 #[derive(Clone)]
 pub struct Resolver {
@@ -152,6 +183,7 @@ pub struct Resolver {
     settings: Arc<ResolverSettings>,
     fixed: Arc<HashMap<(Service, Domain), Vec<SocketAddr>>>,
     shared: Arc<Mutex<Shared>>,
+    counts: Arc<LookupCounts>,
 }
 
 /// What was answered before, and the dice.
@@ -209,7 +241,7 @@ impl Resolver {
             rng: settings.seed.map_or_else(StdRng::from_os_rng, StdRng::seed_from_u64),
         };
         let (settings, shared) = (Arc::new(settings.clone()), Arc::new(Mutex::new(shared)));
-        Ok(Self { dns, settings, fixed: Arc::default(), shared })
+        Ok(Self { dns, settings, fixed: Arc::default(), shared, counts: Arc::default() })
     }
 
     /// The same resolver with `addresses` configured for domains, which are then not looked up for `service` at all. The
@@ -219,6 +251,11 @@ impl Resolver {
         let fixed = Arc::make_mut(&mut self.fixed);
         fixed.extend(addresses.into_iter().map(|(domain, addresses)| ((service, domain), addresses)));
         self
+    }
+
+    /// What was asked since the start, by this resolver and its clones.
+    pub fn counts(&self) -> &LookupCounts {
+        &self.counts
     }
 
     /// As [`Resolver::with_static`], for all clones and from now on; replaces what was set so before, and goes before what was
@@ -369,11 +406,22 @@ impl Resolver {
         let flushes = {
             let mut shared = self.shared();
             if let Some(known) = cache(&mut shared).known(&name.to_owned(), now()) {
+                match &known {
+                    Ok((_, Origin::Stale)) => self.counts.stale.one(),
+                    _ => self.counts.cached.one(),
+                }
                 return known;
             }
             shared.flushes
         };
         let outcome = question(&self.dns, name).await;
+        self.counts.asked.one(match &outcome {
+            Ok(_) => Lookup::Found,
+            Err((Failure::NoSuchName, _)) => Lookup::NoSuchName,
+            Err((Failure::NoRecords, _)) => Lookup::NoRecords,
+            Err((Failure::Server(_), _)) => Lookup::Failed,
+            Err((Failure::TimedOut, _)) => Lookup::TimedOut,
+        });
         let mut shared = self.shared();
         if shared.flushes != flushes {
             // Asked before the flush: good enough for whoever asked, but nothing to keep.
@@ -382,6 +430,7 @@ impl Resolver {
         let failed = outcome.as_ref().err().map(|(failure, _)| failure.clone());
         let answer = cache(&mut shared).learn(name.to_owned(), outcome, now());
         if let (Ok((_, Origin::Stale)), Some(failure)) = (&answer, failed) {
+            self.counts.stale.one();
             tracing::info!(name, ?failure, "DNS fails; its last answer serves beyond its TTL");
         }
         answer

@@ -7,6 +7,8 @@
 //! | [`tls`] | this node's certificate and the four TLS configurations made from it |
 //! | [`trust`] | whose certificates are believed, and for which peer: CAs, pins, revocation lists |
 //! | [`verify`] | what a certificate must be, by role; the names it stands for |
+//! | [`inspect`] | what a peer presented, refused or not, for a diagnosis |
+//! | [`knock`] | whether UDP gets through, for a diagnosis |
 //! | [`sessions`] | the connections of peers whose certificates were accepted, to judge them anew |
 //! | [`endpoint`] | UDP sockets and QUIC limits, set explicitly; stateless resets that survive a crash |
 //! | [`accept`] | the accept loop of both ports |
@@ -21,6 +23,8 @@ pub mod codes;
 pub mod discovery;
 pub mod endpoint;
 pub mod frame;
+pub mod inspect;
+pub mod knock;
 pub mod sessions;
 pub mod tls;
 pub mod trust;
@@ -29,12 +33,15 @@ pub mod verify;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use accept::{Accepted, ConnectionHandler};
+pub use accept::{Accepted, ConnectionHandler, PortCounts, Turned};
 pub use addresses::{AddressPolicy, Network};
 pub use codes::CloseCode;
-pub use discovery::{Discovered, DiscoveryError, Origin, Resolver, ResolverSettings, Service, Target};
+pub use discovery::{
+    Discovered, DiscoveryError, Examination, Lookup, LookupCounts, Origin, Resolver, ResolverSettings, Service, Target,
+};
 pub use endpoint::EndpointSecret;
 pub use frame::FrameError;
+pub use inspect::{CertificateFault, Inspection, Presented};
 pub use sessions::Session;
 pub use tls::{ClientIdentity, NodeTls};
 pub use trust::{PeerTrust, Pin, Trust, TrustSources};

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -29,6 +30,7 @@ use rustls::{ClientConfig, ServerConfig, SignatureScheme};
 
 use super::codes::CloseCode;
 use super::endpoint;
+use super::inspect::Inspection;
 use super::sessions::{Cut, Session, Sessions};
 use super::trust::{PeerTrust, Source, Trust, TrustSources, certificates};
 use super::verify::{ClientVerifier, PeerVerifier, PinnedVerifier};
@@ -36,8 +38,11 @@ use crate::base::secret::Secret;
 use crate::base::{Context as _, Domain, Fault, UnixMillis, limits};
 use crate::identity::tls::{names, names_domain, validity};
 
-/// ALPN of the federation port.
+/// ALPN of the federation port: it stands for the major version of the protocol between nodes.
 pub const ALPN_FEDERATION: &[u8] = b"mimi-fed/1";
+
+/// What is offered and accepted between nodes, best first. A later major version goes before this one, as long as both are spoken.
+pub const ALPNS_FEDERATION: &[&[u8]] = &[ALPN_FEDERATION];
 
 /// ALPN of the client port.
 pub const ALPN_CLIENT: &[u8] = b"mimi-client/1";
@@ -202,17 +207,28 @@ impl NodeTls {
     /// For accepting peers: ALPN `mimi-fed/1`, client certificate required. Which domain it stands for is checked against the
     /// peer's `hello` by the handler ([`names_domain`]).
     pub fn federation_server(&self) -> Result<quinn::ServerConfig, Fault> {
-        self.server(self.peer_verifier(), ALPN_FEDERATION, limits::PEER_STREAMS_MAX)
+        self.server(self.peer_verifier(), ALPNS_FEDERATION, limits::PEER_STREAMS_MAX)
     }
 
     /// For dialling peers: ALPN `mimi-fed/1`, own certificate presented. The server name given to `connect` is the domain
     /// that was looked up, and the peer's certificate must stand for it.
     pub fn federation_client(&self) -> Result<quinn::ClientConfig, Fault> {
+        self.dialling(self.peer_verifier())
+    }
+
+    /// As [`NodeTls::federation_client`], for one look at one peer: what it presents is written down, and accepted or refused as it
+    /// always is.
+    pub fn inspecting_client(&self) -> Result<(quinn::ClientConfig, Inspection), Fault> {
+        let (verifier, inspection) = Inspection::of(self.peer_verifier());
+        Ok((self.dialling(verifier)?, inspection))
+    }
+
+    fn dialling(&self, verifier: Arc<dyn ServerCertVerifier>) -> Result<quinn::ClientConfig, Fault> {
         let mut config = client_builder()?
             .dangerous()
-            .with_custom_certificate_verifier(self.peer_verifier())
+            .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(self.identity.clone());
-        config.alpn_protocols = vec![ALPN_FEDERATION.to_vec()];
+        config.alpn_protocols = owned(ALPNS_FEDERATION);
         quic_client(config, limits::PEER_KEEP_ALIVE)
     }
 
@@ -222,20 +238,20 @@ impl NodeTls {
     pub fn client_server(&self, as_roots: &[Vec<u8>]) -> Result<quinn::ServerConfig, Fault> {
         let roots = as_roots.iter().map(|der| anchor(der).context("an AS root is no certificate")).collect::<Result<_, _>>()?;
         let verifier = ClientVerifier { roots, algorithms: provider().signature_verification_algorithms };
-        self.server(Arc::new(verifier), ALPN_CLIENT, limits::CLIENT_STREAMS_MAX)
+        self.server(Arc::new(verifier), &[ALPN_CLIENT], limits::CLIENT_STREAMS_MAX)
     }
 
     fn peer_verifier(&self) -> Arc<PeerVerifier> {
         Arc::new(PeerVerifier { trust: self.trust.clone(), algorithms: *self.trust.load().algorithms() })
     }
 
-    fn server(&self, verifier: Arc<dyn ClientCertVerifier>, alpn: &[u8], streams: u32) -> Result<quinn::ServerConfig, Fault> {
+    fn server(&self, verifier: Arc<dyn ClientCertVerifier>, alpns: &[&[u8]], streams: u32) -> Result<quinn::ServerConfig, Fault> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .context("TLS cannot be set up")?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.identity.clone());
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = owned(alpns);
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
@@ -269,6 +285,10 @@ pub fn client_config(pin: [u8; 32], identity: Option<&ClientIdentity>) -> Result
     };
     config.alpn_protocols = vec![ALPN_CLIENT.to_vec()];
     quic_client(config, limits::CLIENT_KEEP_ALIVE)
+}
+
+fn owned(alpns: &[&[u8]]) -> Vec<Vec<u8>> {
+    alpns.iter().map(|alpn| alpn.to_vec()).collect()
 }
 
 fn client_builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Fault> {

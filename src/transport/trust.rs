@@ -208,6 +208,11 @@ impl Trust {
         self.authorities.lists.iter().map(|list| &list.about)
     }
 
+    /// What is different for this peer.
+    pub(super) fn special(&self, domain: &Domain) -> Option<&PeerTrust> {
+        self.peers.get(domain)
+    }
+
     pub(super) fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
         &self.algorithms
     }

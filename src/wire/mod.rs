@@ -11,6 +11,7 @@ pub mod info;
 pub mod invitation;
 pub mod keys;
 pub mod peer;
+pub mod probe;
 #[cfg(test)]
 mod properties;
 pub mod qs;
@@ -29,5 +30,5 @@ pub use receipt::Receipt;
 pub use reply::{Reply, Response};
 pub use request::{ClientRequest, Content, Service};
 
-/// The only protocol version so far, of the envelope and of `hello`.
+/// The only version of the envelope so far. Nodes agree on theirs in `hello`: [`peer::PROTOCOL_VERSIONS`].
 pub const VERSION: u16 = 1;

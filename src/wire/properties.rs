@@ -15,9 +15,10 @@ use super::error::{ErrorCode, Rejection, Retry};
 use super::info::{DomainInfo, InfoRequest, QsKey};
 use super::keys::{ClaimKeyPackages, ClaimedKeyPackage, KeyPackageCount, KeysMessage, KeysRequest, PublishKeyPackages};
 use super::peer::{
-    CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerLimits,
-    PeerRequest, PeerResponse,
+    CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, HelloExtension, LaneAnswer, LaneBatch, LaneFrame, LaneResult,
+    PeerLimits, PeerRequest, PeerResponse, ProtocolVersion,
 };
+use super::probe::{ProbeReport, ProbedAddress, ProbedCertificate, ProbedConnection, Standing};
 use super::qs::{
     AckEntries, CreateQueue, DeliveredMessage, Delivery, FetchEntries, Invite, QsMessage, QsRequest, QsSender, QueueBinding,
     QueueEntry, QueueInformation, QueueingServiceResponse, RetireGeneration, SealedQueueInformation, UserOfQueue,
@@ -161,7 +162,13 @@ structs! {
     ClaimKeyPackages { user, ciphersuite }
     ClaimedKeyPackage { client, key_package }
     KeyPackageCount { available, last_resort }
-    Hello { domain, versions, limits }
+    Hello { domain, versions, limits, server_time_ms, extensions }
+    ProtocolVersion { major, minor }
+    HelloExtension { extension_type, data }
+    ProbeReport { server_time_ms, standing, outcome, discovery, addresses, certificate, connection }
+    ProbedAddress { address, outcome, took_ms }
+    ProbedCertificate { not_after_ms, outcome }
+    ProbedConnection { version, round_trip_us }
     PeerLimits { frame_bytes_max, lane_frames_max }
     LaneBatch { group_id, incarnation, frames }
     LaneFrame { lane_sequence, epoch, recipients, delivery }
@@ -201,6 +208,7 @@ enums! {
     KeysRequest { Publish(body), Count, Claim(body) }
     PeerRequest { Hello(body), Proxy(body), Lanes(body), DomainInfo, CredentialStatus(body), ProbeBack, CredentialStatusPush(body) }
     PeerResponse { Hello(body), Proxy(body), Lanes(body), DomainInfo(body), CredentialStatus(body), ProbeBack(body), Error(body), Done }
+    Standing { Allowed, Held, Denied }
     LaneResult { Accepted(body), Gap(body), Refused(body) }
     QsSender { Client(body), Owner(body), User(body) }
     QsRequest { Create(body), Fetch(body), Subscribe(body), Ack(body), Delete, NewGeneration, RetireGeneration(body) }

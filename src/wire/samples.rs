@@ -18,9 +18,10 @@ use super::error::{
 use super::info::{DomainInfo, InfoRequest, QsKey};
 use super::keys::{ClaimKeyPackages, ClaimedKeyPackage, KeyPackageCount, KeysMessage, KeysRequest, PublishKeyPackages};
 use super::peer::{
-    CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, LaneAnswer, LaneBatch, LaneFrame, LaneResult, PeerLimits,
-    PeerRequest, PeerResponse,
+    CredentialStatus, CredentialStatusRequest, FrameAnswer, Hello, HelloExtension, LaneAnswer, LaneBatch, LaneFrame, LaneResult,
+    PeerLimits, PeerRequest, PeerResponse, ProtocolVersion,
 };
+use super::probe::{ProbeReport, ProbedAddress, ProbedCertificate, ProbedConnection, Standing, Trouble};
 use super::qs::{
     AckEntries, CreateQueue, DeliveredMessage, Delivery, FetchEntries, Invite, QsMessage, QsRequest, QsSender, QueueBinding,
     QueueEntry, QueueInformation, QueueingServiceResponse, RetireGeneration, SealedQueueInformation, UserOfQueue,
@@ -168,6 +169,11 @@ variants! {
         Error: "peer_response/error",
         Done: "peer_response/done",
     }
+    Standing {
+        Allowed: "standing/allowed",
+        Held: "standing/held",
+        Denied: "standing/denied",
+    }
     LaneResult {
         Accepted: "lane_result/accepted",
         Gap: "lane_result/gap",
@@ -246,6 +252,8 @@ pub(super) fn all() -> Vec<Sample> {
 
     all.extend(peer_requests().into_iter().map(|value| sample(value.vector(), value)));
     all.extend(peer_responses().into_iter().map(|value| sample(value.vector(), value)));
+    all.push(sample("probe_report/not_tried", not_tried()));
+    all.extend([Standing::Allowed, Standing::Held, Standing::Denied].map(|value| sample(value.vector(), value)));
     all.push(sample("lane_batch", lane_batch()));
     all.extend(lane_results().into_iter().map(|value| sample(value.vector(), value)));
     all.push(sample("receipt", receipt()));
@@ -546,7 +554,41 @@ pub(super) fn rejection(code: ErrorCode) -> Rejection {
 
 fn hello(domain: &str) -> Hello {
     let limits = PeerLimits { frame_bytes_max: 4 * 1024 * 1024, lane_frames_max: 256 };
-    Hello { domain: text(domain), versions: vec![1].into(), limits }
+    Hello {
+        domain: text(domain),
+        versions: vec![VERSION].into(),
+        limits,
+        server_time_ms: TIME.0,
+        extensions: vec![HelloExtension { extension_type: 0xff07, data: text("later") }].into(),
+    }
+}
+
+const VERSION: ProtocolVersion = ProtocolVersion { major: 1, minor: 0 };
+
+/// One address refused, the other was reached.
+fn probe_report() -> ProbeReport {
+    let address = |address, outcome, took_ms| ProbedAddress { address: text(address), outcome, took_ms };
+    let addresses = vec![address("192.0.2.1:7443", Trouble::UdpRefused.number(), 3), address("192.0.2.2:7443", 0, 12)];
+    ProbeReport {
+        server_time_ms: TIME.0,
+        standing: Standing::Allowed,
+        outcome: 0,
+        discovery: 0,
+        addresses: addresses.into(),
+        certificate: Some(ProbedCertificate { not_after_ms: TIME.0 + 30 * 86_400_000, outcome: 0 }),
+        connection: Some(ProbedConnection { version: VERSION, round_trip_us: 850 }),
+    }
+}
+
+fn not_tried() -> ProbeReport {
+    ProbeReport {
+        standing: Standing::Denied,
+        outcome: Trouble::DeniedHere.number(),
+        addresses: List::default(),
+        certificate: None,
+        connection: None,
+        ..probe_report()
+    }
 }
 
 fn lane_batch() -> LaneBatch {
@@ -588,7 +630,7 @@ fn peer_responses() -> Vec<PeerResponse> {
         PeerResponse::Lanes(answers.collect()),
         PeerResponse::DomainInfo(domain_info()),
         PeerResponse::CredentialStatus(credential_status()),
-        PeerResponse::ProbeBack(text("connected to a.test in 12 ms")),
+        PeerResponse::ProbeBack(probe_report()),
         PeerResponse::Error(rejection(ErrorCode::RateLimited)),
         PeerResponse::Done,
     ]

@@ -12,13 +12,14 @@ use crate::base::bytes::{hex, unhex};
 const TEXT: &str = include_str!("vectors.txt");
 
 /// The modules whose structs and enums have vectors.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     include_str!("accounts.rs"),
     include_str!("ds.rs"),
     include_str!("error.rs"),
     include_str!("info.rs"),
     include_str!("keys.rs"),
     include_str!("peer.rs"),
+    include_str!("probe.rs"),
     include_str!("qs.rs"),
     include_str!("receipt.rs"),
     include_str!("reply.rs"),

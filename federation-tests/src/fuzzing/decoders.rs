@@ -25,6 +25,7 @@ use mimi_node::wire::error::{CurrentEpoch, PendingProposals, RetryAfter, ServerT
 use mimi_node::wire::info::DomainInfo;
 use mimi_node::wire::keys::KeysRequest;
 use mimi_node::wire::peer::{Hello, LaneFrame, PeerRequest, PeerResponse};
+use mimi_node::wire::probe::ProbeReport;
 use mimi_node::wire::qs::{Delivery, QueueEntry, QueueInformation, QueueingServiceResponse, SealedQueueInformation};
 use mimi_node::wire::{ClientRequest, Invitation, Receipt, Rejection, Response, Service, codec, decode, encode};
 
@@ -119,6 +120,7 @@ pub(super) fn details(octets: &[u8]) {
     canonical::<PendingProposals>(octets);
     canonical::<RetryAfter>(octets);
     canonical::<UnreachableDomain>(octets);
+    canonical::<ProbeReport>(octets);
     canonical::<Delivery>(octets);
     canonical::<QueueingServiceResponse>(octets);
     canonical::<ClientQueueConfig>(octets);

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::MissedTickBehavior;
 
+use mimi_node::base::Domain;
+
 use super::Scene;
-use crate::world::World;
 
 /// How often the panel is drawn.
 const FRAME_INTERVAL: Duration = Duration::from_millis(100);
@@ -27,7 +28,7 @@ struct Row {
 }
 
 /// Draws what happens.
-pub(super) struct Picture {
+pub(crate) struct Picture {
     shown: bool,
     panel: bool,
     hub: String,
@@ -39,11 +40,11 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    pub(super) fn new(world: &World, shown: bool) -> Self {
+    pub(crate) fn new(hub: &Domain, shown: bool) -> Self {
         Self {
             shown,
             panel: shown && std::io::stdout().is_terminal(),
-            hub: world.site(0).domain.to_string(),
+            hub: hub.to_string(),
             rows: BTreeMap::new(),
             last: Vec::new(),
             epoch: 0,
@@ -54,7 +55,7 @@ impl Picture {
 
     /// Shows scenes until there are no more; returns how many accepted requests came from clients of other domains than the
     /// hub, which their nodes proxied.
-    pub(super) async fn show(mut self, mut scenes: UnboundedReceiver<Scene>) -> usize {
+    pub(crate) async fn show(mut self, mut scenes: UnboundedReceiver<Scene>) -> usize {
         let mut frames = tokio::time::interval(FRAME_INTERVAL);
         frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
@@ -76,11 +77,11 @@ impl Picture {
         let hub = self.hub.clone();
         let way = |from: &str| if from.ends_with(&format!("@{hub}")) { String::new() } else { "its node ──▶ ".to_owned() };
         let line = match scene {
-            Scene::Enrolled(user) => {
+            Scene::Enrolled { user } => {
                 self.rows.entry(user.clone()).or_default();
                 format!("{user} has enrolled")
             }
-            Scene::Created(group) => format!("the group {group} is made on the hub {hub}"),
+            Scene::Created { group } => format!("the group {group} is made on the hub {hub}"),
             Scene::Sent { from, text } => {
                 let way = way(&from);
                 self.count_proxied(&way);

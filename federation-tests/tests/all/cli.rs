@@ -114,7 +114,8 @@ async fn a_domain_is_set_up_and_talks() {
     // A name of a group is its giver's alone.
     let unknown = bob.run(&["history", "us"]).await.sentence();
     assert!(unknown.contains("\"us\""), "{unknown}");
-    let said = bob.run(&["history", &group]).await.json();
+    assert_eq!(bob.run(&["name", &group, "ours"]).await.json()[0]["group"], group.as_str());
+    let said = bob.run(&["history", "ours"]).await.json();
     assert_eq!(
         said.iter().map(|line| text(line, "text")).collect::<Vec<_>>(),
         ["hello bob", "are you there", "is anybody there"]

@@ -203,7 +203,7 @@ impl Killer<'_> {
             Scene::Committed { by, .. } => self.of_victim += u64::from(is_hub || *by == self.name),
             // What others read may have left the hub before it was killed.
             Scene::Received { by, .. } => self.of_victim += u64::from(!is_hub && *by == self.name),
-            Scene::Enrolled(_) | Scene::Created(_) => {}
+            Scene::Enrolled { .. } | Scene::Created { .. } => {}
         }
         if self.of_victim > before {
             // Before the first message, people are still joining.

@@ -429,7 +429,7 @@ const HOSTILE: [&str; 22] = [
     "9.9.9.9",
 ];
 
-async fn tool(program: &str, arguments: &[&str]) -> Result<Output, String> {
+pub(crate) async fn tool(program: &str, arguments: &[&str]) -> Result<Output, String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.map_err(|error| format!("{program}: {error}"))?;

@@ -1,7 +1,7 @@
 //! The documentation does what it says: what it tells people to type is typed here.
 //!
-//! The info string of every fenced block says what it is: `run` and `run-as-root` are executed, `illustration` is not. The two
-//! commands of the block `run set-up` are this very test suite and the testbed; that `.ci/run` runs them is all that is checked.
+//! The info string of every fenced block says what it is: `run` and `run-as-root` are executed here, `run-compose` in
+//! [`crate::compose`], `illustration` is not. The two commands of the block `run set-up` are this very test suite and the testbed; that `.ci/run` runs them is all that is checked.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,21 +16,25 @@ const SET_UP: [&str; 2] = ["cargo testbed", "cargo test --workspace"];
 
 /// What a block's info string makes of it.
 #[derive(Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Run,
     RunAsRoot,
     SetUp,
+    /// Beside the federation of `docker-compose.yml`.
+    Compose,
+    /// The same, and typed into: successive ones run at once.
+    Chat,
     Illustration,
 }
 
 #[derive(Debug)]
-struct Block {
-    line: usize,
-    kind: Kind,
-    text: String,
+pub(crate) struct Block {
+    pub(crate) line: usize,
+    pub(crate) kind: Kind,
+    pub(crate) text: String,
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
@@ -50,6 +54,8 @@ fn blocks(text: &str) -> Result<Vec<Block>, String> {
                 [_, "run"] => Kind::Run,
                 [_, "run-as-root"] => Kind::RunAsRoot,
                 ["sh", "run", "set-up"] => Kind::SetUp,
+                [_, "run-compose"] => Kind::Compose,
+                [_, "run-compose", "chat"] => Kind::Chat,
                 [_, "illustration"] => Kind::Illustration,
                 _ => return Err(format!("line {line_number}: ```{info} says neither run nor illustration")),
             };
@@ -65,7 +71,7 @@ fn blocks(text: &str) -> Result<Vec<Block>, String> {
 }
 
 /// README.md, docs/ and whatever else is written for people, by path within the repository.
-fn documents() -> Vec<(String, Vec<Block>)> {
+pub(crate) fn documents() -> Vec<(String, Vec<Block>)> {
     let mut paths = Vec::new();
     for directory in ["", "docs", "docs/decisions", "certs"] {
         for entry in std::fs::read_dir(root().join(directory)).expect("a readable directory") {
@@ -124,6 +130,10 @@ async fn what_the_documents_say_to_run_runs() {
                 Kind::RunAsRoot => {
                     assert!(std::env::var("MIMI_TEST_TOOLS").as_deref() != Ok("required"), "{name}:{}: needs root", block.line);
                     eprintln!("{name}:{}: skipped: needs root", block.line);
+                    continue;
+                }
+                Kind::Compose | Kind::Chat => {
+                    assert_eq!(name, "README.md", "line {}: only README.md's blocks beside containers are run", block.line);
                     continue;
                 }
                 Kind::SetUp | Kind::Illustration => continue,

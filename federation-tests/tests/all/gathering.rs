@@ -20,7 +20,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(90);
 /// Domains whose nodes run.
 pub(crate) struct Gathering {
     pub(crate) world: World,
-    nodes: Vec<Node>,
+    nodes: Vec<Option<Node>>,
     _dir: TempDir,
 }
 
@@ -35,7 +35,7 @@ impl Gathering {
             let mut config = world.config(index)?;
             config.limits = limits.clone();
             std::fs::write(&path, config.to_toml()?).context("cannot write a configuration")?;
-            nodes.push(world.start(index).await?);
+            nodes.push(Some(world.start(index).await?));
         }
         Ok(Self { world, nodes, _dir: dir })
     }
@@ -70,22 +70,32 @@ impl Gathering {
         Ok(group)
     }
 
-    /// The node of the domain with this index.
-    pub(crate) fn node(&self, index: usize) -> &Node {
-        &self.nodes[index]
-    }
-
     /// Stops a node and starts it again.
     pub(crate) async fn restart(&mut self, index: usize) -> Result<(), Fault> {
-        self.nodes.remove(index).stop().await?;
-        self.nodes.insert(index, self.world.start(index).await?);
-        Ok(())
+        self.down(index).await?;
+        self.up(index).await
     }
 
     pub(crate) async fn stop(self) -> Result<(), Fault> {
-        for node in self.nodes {
+        for node in self.nodes.into_iter().flatten() {
             node.stop().await?;
         }
+        Ok(())
+    }
+
+    /// A node that runs.
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        self.nodes[index].as_ref().expect("it runs")
+    }
+
+    /// Stops one node.
+    pub(crate) async fn down(&mut self, index: usize) -> Result<(), Fault> {
+        self.nodes[index].take().context("it does not run")?.stop().await
+    }
+
+    /// Starts it again.
+    pub(crate) async fn up(&mut self, index: usize) -> Result<(), Fault> {
+        self.nodes[index] = Some(self.world.start(index).await?);
         Ok(())
     }
 }

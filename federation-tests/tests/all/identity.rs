@@ -163,8 +163,8 @@ async fn answer_one(peer: &Endpoint) -> Answer {
         Ok(connection) => connection,
         Err(error) => return Some(Ended::of_connection(&error)),
     };
-    let ours = encode(&PeerResponse::Hello(hello(&domain("b.test"))));
-    if answer_hello(&connection, &ours, |_| Ok(())).await.is_err() {
+    let ours = || encode(&PeerResponse::Hello(hello(&domain("b.test"))));
+    if answer_hello(&connection, ours, |_| Ok(())).await.is_err() {
         return Some(Ended::of_connection(&connection.closed().await));
     }
     let (mut send, mut recv) = connection.accept_bi().await.expect("a request");

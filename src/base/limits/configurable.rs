@@ -68,6 +68,16 @@ pub struct Limits {
     pub queue_bytes_max: u64,
     /// The age, in seconds, from which an entry of a queue may be dropped for a marker (X4).
     pub queue_entry_age_seconds_max: u64,
+    /// How long, in seconds, a frame waits for another domain before its lane begins anew without it (X8).
+    pub lane_age_seconds_max: u64,
+    /// The most frames that wait in one lane (X8).
+    pub lane_frames_max: u64,
+    /// The most octets of messages and recipients that wait in one lane (X8).
+    pub lane_bytes_max: u64,
+    /// A domain to which a group's lane has delivered nothing for so long, in seconds, loses its leaves there (S12).
+    pub lane_undelivered_seconds_max: u64,
+    /// And so does one that has answered for so long, in seconds, that it takes nothing of the group (S12).
+    pub lane_refused_seconds_max: u64,
 }
 
 impl Default for Limits {
@@ -102,6 +112,11 @@ impl Default for Limits {
             queue_entries_max: 100_000,
             queue_bytes_max: 256 * 1024 * 1024,
             queue_entry_age_seconds_max: 30 * DAY,
+            lane_age_seconds_max: 14 * DAY,
+            lane_frames_max: 100_000,
+            lane_bytes_max: 256 * 1024 * 1024,
+            lane_undelivered_seconds_max: 30 * DAY,
+            lane_refused_seconds_max: DAY,
         }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What one peer may use up. What holds for every peer that nothing else is said of comes from
 /// [`Limits::per_peer`](super::Limits::per_peer).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerLimits {
     /// Requests a second, in the long run; ten times as many at once. A request with lane frames is one.
     pub requests_per_second_max: u32,

@@ -55,7 +55,7 @@ impl Group {
     /// Wants a leaf removed; returns whether that is news: whether it was not wanted, or for a less final cause.
     pub(super) fn want(&mut self, leaf: u32, cause: Cause) -> bool {
         let finality = |cause: Cause| match cause {
-            Cause::Inactive | Cause::QueueRejected => 0,
+            Cause::Inactive | Cause::QueueRejected | Cause::Undeliverable => 0,
             Cause::Expired | Cause::Replaced => 1,
             Cause::Left | Cause::Declined | Cause::ClientRevoked | Cause::UserDeleted => 2,
         };

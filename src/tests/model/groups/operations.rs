@@ -292,7 +292,7 @@ impl World {
         let Some(fan_out) = self.ask(index, ask, spoilt, &faults)? else { return Ok(()) };
         let known = &mut self.groups[index].known;
         known.information.insert(by, information);
-        if matches!(known.wanted.get(&by), Some(Cause::Inactive | Cause::QueueRejected)) {
+        if matches!(known.wanted.get(&by), Some(Cause::Inactive | Cause::QueueRejected | Cause::Undeliverable)) {
             take_back(known, by);
         }
         self.settle(index, &fan_out, &[], &BTreeSet::new(), &BTreeMap::new(), false)
