@@ -1,6 +1,6 @@
 //! `[dns]`, `[dial]`, `[federation]` and `[peers]`: how other domains are found and reached, and which may federate.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -181,12 +181,6 @@ impl Config {
         PeerPolicies::new(self.federation.mode, self.limits.per_peer(), said.collect())
     }
 
-    /// The peers that are not looked up in DNS, and where they are.
-    pub fn static_addresses(&self) -> HashMap<Domain, Vec<SocketAddr>> {
-        let written = self.peers.iter().filter(|(_, peer)| !peer.addresses.is_empty());
-        written.map(|(domain, peer)| (domain.clone(), peer.addresses.clone())).collect()
-    }
-
     /// What is different for the certificates of single peers.
     pub fn peer_trust(&self) -> BTreeMap<Domain, PeerTrust> {
         self.peer_policies().trust()
@@ -219,8 +213,8 @@ mod tests {
         )
         .expect("valid");
         let (b, c): (Domain, Domain) = ("b.example".parse().expect("a domain"), "c.example".parse().expect("a domain"));
-        assert_eq!(config.static_addresses()[&b], ["192.168.7.7:7443".parse().expect("an address")]);
         let settings = config.dial_settings();
+        assert_eq!(settings.policies.addresses(&b), ["192.168.7.7:7443".parse().expect("an address")]);
         let policy = settings.policies.address_policy(&settings.addresses);
         for (address, of_b, of_c) in [
             ("10.1.0.1", true, true),
