@@ -379,3 +379,27 @@ async fn a_group_state_reads_back_as_it_was_written() {
     assert_eq!((state.revision, state.members.len(), state.members.get(&3)), (0, 2, Some(&member)));
     assert!(storage.group_state(&"mimi://a.test/g/2".parse().expect("a group")).await.expect("read").is_none());
 }
+
+#[tokio::test]
+async fn a_database_of_before_keeps_its_as_root_and_what_it_has_pinned() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join(DATABASE_FILE);
+    let mut connection = writer::connect(&options(&path).expect("options")).await.expect("a database");
+    let before: Vec<Migration> = migrator().migrations.iter().filter(|migration| migration.version < 6).cloned().collect();
+    Migrator::with_migrations(before).run(&mut connection).await.expect("an old database");
+    let info = [&[0, 0xff, 0x80][..], b"info", &[0]].concat();
+    for (name, value) in [("as_root_certificate", &b"certificate\0"[..]), ("as_root_key", b"\xffkey"), ("domain", b"a.test")] {
+        let insert = sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2)").bind(name).bind(value);
+        insert.execute(&mut connection).await.expect("written");
+    }
+    let insert = sqlx::query("INSERT INTO domains (domain, info, pinned_at_ms) VALUES ('b.test', $1, 1)").bind(info.as_slice());
+    insert.execute(&mut connection).await.expect("written");
+    sqlx::Connection::close(connection).await.expect("closes");
+    let storage = Storage::open(directory.path()).await.expect("is converted");
+    let roots = storage.own_roots().await.expect("readable");
+    assert_eq!((roots.len(), &roots[0].certificate[..], roots[0].key.expose()), (1, &b"certificate\0"[..], &b"\xffkey"[..]));
+    assert_eq!(storage.setting("as_root_key").await.expect("readable"), None, "in one place only");
+    assert_eq!(storage.setting("domain").await.expect("readable").as_deref(), Some(&b"a.test"[..]));
+    let pinned = storage.pinned_domains().await.expect("readable");
+    assert_eq!(pinned, [(domain("b.test"), [&info[..], &[0]].concat())], "with an empty list behind it");
+}
