@@ -18,8 +18,8 @@ use crate::identity::tls::names_domain;
 use crate::transport::frame::{next_frame, write_frame};
 use crate::transport::testing::{Ca, Odd, bind, domain, local, loopback, own_loopback};
 use crate::transport::{
-    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Holder, Network, NodeTls, Pin, PortCounts,
-    PortLimits, Resolver, ResolverSettings, Service, accept, endpoint,
+    Accepted, AddressPolicy, CloseCode, ConnectionHandler, EndpointSecret, Holder, Network, NodeTls, Pin, PortCounts, PortLimits,
+    Resolver, ResolverSettings, Service, accept, endpoint,
 };
 use crate::wire::peer::PROTOCOL_VERSIONS;
 
