@@ -60,9 +60,9 @@ pub(super) async fn nodes_come_and_go_while_people_talk() {
     federation.up().await;
     let mut talk = Talk::start(&federation);
     for disturbance in Disturbance::ALL {
-        for index in 0..NODES.len() {
+        for (index, (_, _, domain)) in NODES.iter().enumerate() {
             let took = disturb(&federation, &mut talk, index, disturbance).await;
-            eprintln!("{} {disturbance:?}: back after {} ms", NODES[index].2, took.as_millis());
+            eprintln!("{domain} {disturbance:?}: back after {} ms", took.as_millis());
         }
     }
     let report = talk.end(&federation).await;

@@ -185,7 +185,7 @@ async fn free_subnet(start: u32) -> String {
     let mut taken: BTreeSet<(u32, u32)> = networks.split_whitespace().filter_map(range_of).collect();
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     taken.extend(routes.lines().skip(1).filter_map(route_of));
-    let candidates = (0..0x4000_u32).map(|number| 0x0a40_0000 + (((start << 6) + number) % 0x4000 << 8));
+    let candidates = (0..0x4000_u32).map(|number| 0x0a40_0000 + ((((start << 6) + number) % 0x4000) << 8));
     let free = candidates.into_iter().find(|first| taken.iter().all(|(from, to)| *from > first + 0xff || to < first));
     let [a, b, c, _] = Ipv4Addr::from(free.expect("a free network")).octets();
     format!("{a}.{b}.{c}")
