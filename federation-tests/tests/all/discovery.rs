@@ -52,7 +52,7 @@ fn hosts(discovered: &Discovered) -> Vec<&str> {
 }
 
 /// Asks again and again until the answer is as wanted; panics when that takes too long.
-async fn until<T>(what: &str, mut wanted: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(what: &str, mut wanted: impl AsyncFnMut() -> Option<T>) -> T {
     let all = async {
         loop {
             if let Some(found) = wanted().await {

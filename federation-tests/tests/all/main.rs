@@ -16,6 +16,7 @@ mod doctor;
 mod gathering;
 mod idempotency;
 mod identity;
+mod knot;
 mod lanes;
 mod leaving;
 mod network;
