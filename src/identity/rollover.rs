@@ -6,6 +6,9 @@ use crate::base::UnixMillis;
 use crate::base::crypto::sha256;
 use crate::base::limits::AS_ROOT_STATEMENTS_MAX;
 
+/// Tells whether a raw Ed25519 key signed something.
+pub type SignedBy<'a> = dyn Fn(&[u8; 32]) -> bool + 'a;
+
 /// A statement of a domain as far as it is judged here.
 pub struct RootStep<'a> {
     /// Its number; later ones have greater ones.
@@ -13,7 +16,7 @@ pub struct RootStep<'a> {
     /// All roots (DER) that are good from then on.
     pub roots: Vec<Vec<u8>>,
     /// Whether a raw Ed25519 key signed it, for the domain whose roots are followed.
-    pub is_signed_by: Box<dyn Fn(&[u8; 32]) -> bool + 'a>,
+    pub is_signed_by: Box<SignedBy<'a>>,
 }
 
 /// Why a domain's published roots cannot be followed to.

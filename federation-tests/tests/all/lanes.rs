@@ -370,7 +370,7 @@ async fn a_domain_that_takes_nothing_for_too_long_loses_its_leaves() -> Result<(
     let bob = "mimi://b.test/d/bob/phone".parse().expect("a client");
     town.says(&town.all, 0..3).await?;
     let alice = Listening::new(&town.alice);
-    let members = vec![town.alice.uri().clone(), bob, town.carol.client.uri().clone()];
+    let members = [town.alice.uri().clone(), bob, town.carol.client.uri().clone()];
     let service = town.gathering.node(0).service().clone();
     let after = |days: u64| UnixMillis::now().plus(Duration::from_secs(days * 86_400));
     service.look_after_groups(after(29)).await?;
