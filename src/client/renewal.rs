@@ -94,13 +94,15 @@ impl Core {
     /// The roots to check `chain` against, which came here at the time `at`. `None`: `domain` has to be asked first, because it was not
     /// seen yet, or because none of its roots vouches for the chain and it was not asked since.
     pub(super) fn roots_for(&mut self, domain: &Domain, chain: &[Vec<u8>], at: UnixMillis) -> Option<Arc<AsRoots>> {
-        let roots = self.roots(domain)?;
-        if roots.were_asked_before(at) && roots.vouched_for_none_of(chain, at) {
+        let known = self.roots(domain);
+        let unknown = known.as_ref().is_none_or(|roots| roots.were_asked_before(at) && roots.vouched_for_none_of(chain, at));
+        if unknown {
+            // Whatever the clocks say: the answer will be later than this.
             let doubted = self.doubted.entry(domain.clone()).or_default();
             *doubted = at.max(*doubted);
             return None;
         }
-        Some(roots)
+        known
     }
 
     /// KeyPackages of `user` as they were claimed at the time `now`, each proven to be that client's (R7, R8). `None`: the user's domain is to be asked
