@@ -438,6 +438,9 @@ pub const DNS_OTHER_FAMILY_WAIT: Duration = Duration::from_millis(500);
 /// How many times a DNS question is repeated within [`DNS_TIMEOUT`].
 pub const DNS_ATTEMPTS: usize = 2;
 
+/// The most aliases (CNAME) between a domain's SRV name and its records: more are a mistake or a loop.
+pub const DNS_ALIASES_MAX: usize = 4;
+
 /// The most answers to distinct questions that the resolver remembers, of each type.
 pub const DNS_CACHE_ENTRIES_MAX: usize = 4_096;
 

@@ -1,5 +1,6 @@
 //! What a node can see of a conversation: nothing of what is said.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +19,13 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(60);
 fn files(dir: &Path) -> Result<Vec<PathBuf>, Fault> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry.context("cannot list")?.path();
-        if path.is_dir() {
+        let entry = entry.context("cannot list")?;
+        let (kind, path) = (entry.file_type().context("cannot list")?, entry.path());
+        // A socket holds nothing.
+        if kind.is_socket() {
+            continue;
+        }
+        if kind.is_dir() {
             found.extend(files(&path)?);
         } else {
             found.push(path);

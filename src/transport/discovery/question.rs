@@ -18,9 +18,28 @@ use super::cache::{Failure, Outcome};
 use super::srv::SrvRecord;
 use crate::base::limits;
 
-/// SRV records.
+/// SRV records, be they behind aliases (CNAME). hickory follows those for addresses, but takes an SRV record's target for one more
+/// alias, and so finds nothing behind a real one: a name without records may still be one.
 pub(super) async fn services(dns: &TokioResolver, name: &str) -> Outcome<Vec<SrvRecord>> {
-    ask(dns, name, RecordType::SRV, |data| if let RData::SRV(srv) = data { Some(srv.into()) } else { None }).await
+    let (mut name, mut alias_ttl) = (name.to_owned(), Duration::MAX);
+    for _ in 0..=limits::DNS_ALIASES_MAX {
+        let pick = |data: &RData| if let RData::SRV(srv) = data { Some(srv.into()) } else { None };
+        let none = match ask(dns, &name, RecordType::SRV, pick).await {
+            Ok((records, ttl)) => return Ok((records, ttl.min(alias_ttl))),
+            Err(none @ (Failure::NoSuchName | Failure::NoRecords, _)) => none,
+            Err(failed) => return Err(failed),
+        };
+        let pick = |data: &RData| if let RData::CNAME(alias) = data { Some(alias.0.to_ascii()) } else { None };
+        match ask(dns, &name, RecordType::CNAME, pick).await {
+            Ok((aliases, ttl)) => {
+                let Some(next) = aliases.into_iter().next() else { return Err(none) };
+                (name, alias_ttl) = (next, alias_ttl.min(ttl));
+            }
+            Err((Failure::NoSuchName | Failure::NoRecords, _)) => return Err(none),
+            Err(failed) => return Err(failed),
+        }
+    }
+    Err((Failure::Server(format!("there are more than {} aliases on the way", limits::DNS_ALIASES_MAX)), None))
 }
 
 /// IPv4 addresses.
