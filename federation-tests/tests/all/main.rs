@@ -22,6 +22,7 @@ mod leaving;
 mod network;
 mod policy;
 mod process;
+mod proxying;
 mod racing;
 mod recovery;
 mod refusals;
