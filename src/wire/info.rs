@@ -3,6 +3,7 @@
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
 use super::codec::{List, Opaque, encode};
+use super::signed::signed_by_as_root;
 use crate::base::crypto::{SigningKey, verify_with_label};
 
 const STATEMENT_LABEL: &str = "MIMI AS roots";
@@ -48,29 +49,7 @@ pub struct RootStatement {
     pub signature: Opaque,
 }
 
-impl RootStatement {
-    /// What is signed: the encoding up to where the signature begins.
-    fn signed_octets(&self) -> Vec<u8> {
-        let unsigned = Self { signature: Opaque::default(), ..self.clone() };
-        let mut octets = encode(&unsigned);
-        // An empty vector is a single octet.
-        octets.pop();
-        octets
-    }
-
-    /// The statement with the signature of an AS root's key.
-    #[must_use]
-    pub fn sign(self, key: &SigningKey) -> Self {
-        let signature = key.sign_with_label(STATEMENT_LABEL, &self.signed_octets()).into();
-        Self { signature, ..self }
-    }
-
-    /// Whether `public_key` (an AS root's, Ed25519) signed this statement.
-    #[must_use]
-    pub fn is_signed_by(&self, public_key: &[u8]) -> bool {
-        verify_with_label(public_key, STATEMENT_LABEL, &self.signed_octets(), &self.signature)
-    }
-}
+signed_by_as_root!(RootStatement, STATEMENT_LABEL);
 
 /// An HPKE public key of a QS: X25519, HKDF-SHA256, AES-128-GCM.
 #[derive(Clone, Debug, PartialEq, Eq, TlsSize, TlsSerialize, TlsDeserializeBytes)]

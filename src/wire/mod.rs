@@ -20,6 +20,7 @@ pub mod reply;
 pub mod request;
 #[cfg(test)]
 mod samples;
+mod signed;
 #[cfg(test)]
 mod vectors;
 

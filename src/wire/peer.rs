@@ -10,6 +10,7 @@ use super::error::{ErrorCode, Rejection};
 use super::info::DomainInfo;
 use super::probe::ProbeReport;
 use super::qs::{Delivery, QueueingServiceResponse};
+use super::signed::signed_by_as_root;
 use crate::base::crypto::{SigningKey, verify_with_label};
 use crate::base::ids::Incarnation;
 
@@ -231,29 +232,7 @@ pub struct CredentialStatus {
     pub signature: Opaque,
 }
 
-impl CredentialStatus {
-    /// What is signed: the encoding up to where the signature begins.
-    fn signed_octets(&self) -> Vec<u8> {
-        let unsigned = Self { signature: Opaque::default(), ..self.clone() };
-        let mut octets = encode(&unsigned);
-        // An empty vector is a single octet.
-        octets.pop();
-        octets
-    }
-
-    /// The list with the signature of an AS root's key.
-    #[must_use]
-    pub fn sign(self, key: &SigningKey) -> Self {
-        let signature = key.sign_with_label(STATUS_LABEL, &self.signed_octets()).into();
-        Self { signature, ..self }
-    }
-
-    /// Whether `public_key` (an AS root's, Ed25519) signed this list.
-    #[must_use]
-    pub fn is_signed_by(&self, public_key: &[u8]) -> bool {
-        verify_with_label(public_key, STATUS_LABEL, &self.signed_octets(), &self.signature)
-    }
-}
+signed_by_as_root!(CredentialStatus, STATUS_LABEL);
 
 #[cfg(test)]
 mod tests {
