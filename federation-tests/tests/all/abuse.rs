@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::process::PROGRAM;
+use crate::tools::skip;
 
 /// Of the node that is attacked: little, so that it is used up soon.
 const HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -260,9 +261,7 @@ impl Wardrobe {
 fn python() -> Option<PathBuf> {
     let python = std::env::var_os("MIMI_TEST_AIOQUIC").map(PathBuf::from);
     if python.is_none() {
-        let how = "MIMI_TEST_AIOQUIC names a Python that has it (python/requirements.txt)";
-        assert!(std::env::var("MIMI_TEST_TOOLS").as_deref() != Ok("required"), "needs aioquic: {how}");
-        eprintln!("skipped: needs aioquic: {how}");
+        skip("aioquic", "MIMI_TEST_AIOQUIC names a Python that has it (python/requirements.txt)");
     }
     python
 }

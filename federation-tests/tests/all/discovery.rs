@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
-use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,10 +19,10 @@ use mimi_node::wire::keys::{ClaimKeyPackages, KeysRequest};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
 use tempfile::TempDir;
-use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::process::PATIENCE;
+use crate::tools::{in_a_namespace, tool};
 
 const FEDERATION: &str = "_mimi-fed";
 
@@ -429,37 +427,13 @@ const HOSTILE: [&str; 22] = [
     "9.9.9.9",
 ];
 
-pub(crate) async fn tool(program: &str, arguments: &[&str]) -> Result<Output, String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        Ok(output)
-    } else {
-        Err(format!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr)))
-    }
-}
-
 // Shows: records of another domain that point at loopback, private and other special networks, plain or wrapped in IPv6, do not
 // make a node send a single packet there. The kernel counts, in a network namespace where all those networks have a route.
 // Fails if: a packet is counted; the public address among them got none, for then the node did not dial at all; the same node
 // with exemptions sends none either, for then the counters count nothing.
 #[tokio::test]
 async fn hostile_records_send_no_packet_into_the_own_network() {
-    for (program, arguments) in [("unshare", ["--net", "true"]), ("ip", ["-Version", "link"]), ("nft", ["--version", "-n"])] {
-        let Err(why) = tool(program, &arguments).await else { continue };
-        assert!(std::env::var("MIMI_TEST_TOOLS").as_deref() != Ok("required"), "needs root, iproute2 and nftables: {why}");
-        eprintln!("skipped: needs root, iproute2 and nftables ({why})");
-        return;
-    }
-    let this: &Path = &std::env::current_exe().expect("this program");
-    let inside = ["--exact", "discovery::within_the_namespace", "--ignored", "--nocapture"];
-    let mut command = Command::new("unshare");
-    command.arg("--net").arg(this).args(inside).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let Some(said) = in_a_namespace("discovery::within_the_namespace").await else { return };
     eprintln!("{}", said.lines().filter(|line| line.contains("packets")).collect::<Vec<_>>().join("\n"));
 }
 

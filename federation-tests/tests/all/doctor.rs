@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use federation_tests::dns::{DnsServer, SrvRecord, Zones};
@@ -18,8 +17,8 @@ use mimi_node::wire::peer::{PeerRequest, PeerResponse};
 use mimi_node::wire::probe::{Standing, Trouble};
 use tempfile::TempDir;
 
-use crate::discovery::tool;
-use crate::process::{PATIENCE, PROGRAM, run};
+use crate::process::{PROGRAM, run};
+use crate::tools::{in_a_namespace, tool};
 
 const FEDERATION: &str = "_mimi-fed";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -331,20 +330,7 @@ async fn a_probe_is_for_whoever_asks_and_bounded() {
 // covers X10
 #[tokio::test]
 async fn a_dead_host_and_a_firewall_are_told_apart() {
-    for (program, arguments) in [("unshare", ["--net", "true"]), ("ip", ["-Version", "link"]), ("nft", ["--version", "-n"])] {
-        let Err(why) = tool(program, &arguments).await else { continue };
-        assert!(std::env::var("MIMI_TEST_TOOLS").as_deref() != Ok("required"), "needs root, iproute2 and nftables: {why}");
-        eprintln!("skipped: needs root, iproute2 and nftables ({why})");
-        return;
-    }
-    let this: &Path = &std::env::current_exe().expect("this program");
-    let inside = ["--exact", "doctor::within_a_namespace", "--ignored", "--nocapture"];
-    let mut command = tokio::process::Command::new("unshare");
-    command.arg("--net").arg(this).args(inside).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("it ends").expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    in_a_namespace("doctor::within_a_namespace").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

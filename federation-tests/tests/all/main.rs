@@ -28,4 +28,5 @@ mod recovery;
 mod refusals;
 mod rollover;
 mod secrecy;
+mod tools;
 mod versions;

@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use crate::docs::root;
 use crate::process::{Output, PATIENCE, PROGRAM};
+use crate::tools::skip;
 
 /// How long building the image may take when nobody has built it before: a compiler run of its own.
 const BUILD_PATIENCE: Duration = Duration::from_secs(3600);
@@ -42,8 +43,7 @@ impl Federation {
     /// A federation that is not up yet, with an image to bring it up from. `None` without the tools, which are then named.
     pub(super) async fn prepare(name: &str) -> Option<Self> {
         if let Err(why) = tools().await {
-            assert!(std::env::var("MIMI_TEST_TOOLS").as_deref() != Ok("required"), "needs a Docker engine and Compose: {why}");
-            eprintln!("skipped: needs a Docker engine and Compose ({why})");
+            skip("a Docker engine and Compose", why);
             return None;
         }
         let dir = tempfile::tempdir().expect("a directory");
