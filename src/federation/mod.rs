@@ -13,6 +13,7 @@ mod dial;
 pub mod error;
 pub mod gate;
 pub mod hello;
+mod live;
 pub mod policy;
 pub mod pool;
 pub mod traffic;
@@ -23,8 +24,9 @@ pub use dial::DialSettings;
 pub use error::{PeerError, Sent, Why};
 pub use gate::{GateState, GateStatus};
 pub use hello::{Greeting, Hello, answer_hello};
+pub use live::PeerStream;
 pub use policy::{EffectivePolicy, PeerOverride, PeerPolicies};
-pub use pool::{PeerPool, PeerStatus, PeerStream};
+pub use pool::{PeerPool, PeerStatus};
 pub use traffic::{Dialled, PeerTraffic, Traffic};
 
 #[cfg(test)]
