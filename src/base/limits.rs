@@ -267,6 +267,9 @@ pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 // --- The database ---
 
+/// How long a node that starts waits for whoever still holds its data directory.
+pub const DATA_LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// The write jobs that may wait for the writer before submitters wait too.
 pub const WRITER_QUEUE_MAX: usize = 4_096;
 

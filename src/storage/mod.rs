@@ -31,9 +31,10 @@ use std::str::FromStr as _;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use tokio::time::{Instant, sleep};
 
 use crate::base::fault::{Context as _, Fault};
-use crate::base::limits::DATABASE_READERS;
+use crate::base::limits::{DATA_LOCK_WAIT, DATABASE_READERS};
 use writer::Writer;
 pub use writer::WriterCounts;
 
@@ -65,7 +66,7 @@ pub const DATABASE_FILE: &str = "node.sqlite";
 impl Storage {
     /// Opens the database in `directory`, making or migrating it as needed, and locks it against a second instance.
     pub async fn open(directory: &Path) -> Result<Self, Fault> {
-        let lock = lock(directory)?;
+        let lock = lock(directory).await?;
         Self::open_file(&directory.join(DATABASE_FILE), Some(lock)).await
     }
 
@@ -152,7 +153,9 @@ fn migrator() -> Migrator {
     Migrator::with_migrations(migrations.into_iter().map(migration).collect())
 }
 
-fn lock(directory: &Path) -> Result<std::fs::File, Fault> {
+/// Holds the data directory for this process. Whoever holds it is given a moment: a node that is just ending, or a child of it that
+/// is not its own program yet.
+async fn lock(directory: &Path) -> Result<std::fs::File, Fault> {
     let path: PathBuf = directory.join("lock");
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -160,12 +163,18 @@ fn lock(directory: &Path) -> Result<std::fs::File, Fault> {
         .write(true)
         .open(&path)
         .with_context(|| format!("could not open {}: does the data directory exist (`mimi-node init`)?", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Fault::new(format!("{} is in use by another mimi-node: stop it first", directory.display())))
+    let patience = Instant::now() + DATA_LOCK_WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < patience => sleep(DATA_LOCK_WAIT / 50).await,
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Fault::new(format!("{} is in use by another mimi-node: stop it first", directory.display())));
+            }
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(Fault::because(format!("could not lock {}", path.display()), error));
+            }
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(Fault::because(format!("could not lock {}", path.display()), error)),
     }
 }
 

@@ -24,6 +24,9 @@ const HOSTS: [u8; 3] = [11, 12, 13];
 const BEFORE: usize = 50;
 const DURING: usize = 20;
 
+/// And once it is over.
+const AGAIN: usize = 4;
+
 /// The pace of the former: one such handful at a time.
 const HANDFUL: usize = 2;
 const PACE: Duration = Duration::from_millis(100);
@@ -31,7 +34,7 @@ const PACE: Duration = Duration::from_millis(100);
 /// Messages that are left for the end, so that nobody has written all of its share before.
 const AFTER: usize = 60;
 
-const MESSAGES: usize = NODES.len() * Disturbance::ALL.len() * (BEFORE + DURING) + AFTER;
+const MESSAGES: usize = NODES.len() * Disturbance::ALL.len() * (BEFORE + DURING + AGAIN) + AFTER;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disturbance {
@@ -139,6 +142,8 @@ async fn disturb(federation: &Federation, talk: &mut Talk, index: usize, disturb
     }
     let back = Instant::now();
     talk.drain();
+    // A node that is back at once may have brought its user everything before anybody looked: something more is to come.
+    talk.permit(AGAIN).await;
     let of_user = |scene: &Scene| match scene {
         Scene::Sent { from, .. } => from == user,
         Scene::Received { by, .. } => by == user,
